@@ -1,0 +1,59 @@
+# Every target sets up what it needs; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUBS := .venv-stubs
+BENCH := .venv-bench
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench stubs check-stubs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## create .venv and install Tunesmith with everything it needs
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Tunesmith needs Python 3.11 or newer; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gateway,trainer,dev]'
+	touch $@
+
+demo: setup ## train a small model on real tweets through the service, show before and after
+	$(BIN)/python examples/demo.py
+
+test: setup ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: setup check-stubs ## ruff, import contracts, pyright on service/, stub freshness
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: setup $(BENCH)/.ready ## our trainer against tuned TRL, and the overhead of the service
+	$(BIN)/python bench/trainer.py
+	$(BIN)/python bench/overhead.py
+
+$(BENCH)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt torch
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable '.[trainer,bench]'
+	touch $@
+
+stubs: $(STUBS)/.ready ## generate the gRPC stubs from protos/
+	$(STUBS)/bin/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. protos/tunesmith/v1/*.proto
+
+check-stubs: $(STUBS)/.ready ## fail when the committed stubs are not those of protos/
+	rm -rf $(STUBS)/out && mkdir $(STUBS)/out
+	$(STUBS)/bin/python -m grpc_tools.protoc -I. --python_out=$(STUBS)/out --grpc_python_out=$(STUBS)/out --pyi_out=$(STUBS)/out protos/tunesmith/v1/*.proto
+	for stub in $(STUBS)/out/protos/tunesmith/v1/*; do cmp "$$stub" "protos/tunesmith/v1/$$(basename $$stub)" || exit 1; done
+
+# 1.81 on purpose: stubs of newer generators refuse the protobuf release that some Ray extras resolve to.
+$(STUBS)/.ready: Makefile
+	$(PYTHON) -m venv $(STUBS)
+	$(STUBS)/bin/pip install --quiet grpcio-tools==1.81.1
+	touch $@
+
+clean: ## remove the environments and what was built
+	rm -rf $(VENV) $(STUBS) $(BENCH) build dist *.egg-info

@@ -1,0 +1,334 @@
+"""Carries one job from state to state while its scheduler holds the lease.
+
+Each state has one step; a step reads the database, looks at the runtime, and writes the next state
+under the version it has read. A driver that lost its job finds out at the next write and stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Protocol
+
+import structlog
+
+from service import objects
+from service.conclude import failed_job, requeued_job, result_file, succeeded_notices
+from service.gangs import gang
+from service.jobs import FINAL, Job, JobError, JobStatus, Notice, advance
+from service.metrics import Metrics
+from service.reports import planned_model_name
+from service.runtime import Observation, Runtime, RuntimeUnavailable, RunState
+from service.settings import Settings
+from service.store import Stale, Store, StoreUnavailable, Transaction
+from service.store.runs import Run
+from trainers.spec import RunSpec, model_prefix, run_prefix
+from trainers.storage import NoSuchObject, Storage
+
+log = structlog.get_logger(__name__)
+GLANCE = timedelta(seconds=1)
+"""Longest wait between two looks at a run; `wake` makes it shorter."""
+RESTING = FINAL | {JobStatus.QUEUED, JobStatus.PAUSED}
+"""States in which a job needs no driver."""
+STOPS_AS = {JobStatus.CANCELLING: JobStatus.CANCELLED, JobStatus.PAUSING: JobStatus.PAUSED}
+ENDED = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED, RunState.UNKNOWN})
+
+
+class LeaseLost(Exception):
+    """Another scheduler has the job now."""
+
+
+class DataCheck(Protocol):
+    """Validates and tokenises a job's files; see validation.py."""
+
+    async def check(self, job: Job) -> tuple[Job, list[Notice]]:
+        """The job QUEUED with its datasets and numbers, or FAILED with the report."""
+        ...
+
+
+class Driver:
+    """The steps of all jobs of one scheduler."""
+
+    def __init__(
+        self, owner: str, store: Store, storage: Storage, runtime: Runtime, validation: DataCheck, settings: Settings, metrics: Metrics, report_address: str
+    ) -> None:
+        self._owner, self._store, self._storage, self._runtime = owner, store, storage, runtime
+        self._validation, self._settings, self._metrics = validation, settings, metrics
+        self._report_address = report_address
+        self._news = asyncio.Event()
+        self._steps: dict[JobStatus, Callable[[Job], Coroutine[Any, Any, None]]] = {
+            JobStatus.VALIDATING: self._validate,
+            JobStatus.STARTING: self._start,
+            JobStatus.RUNNING: self._watch,
+            JobStatus.CANCELLING: self._stop,
+            JobStatus.PAUSING: self._stop,
+        }
+
+    def wake(self) -> None:
+        """A run has reported or a client has asked for something: look now."""
+        self._news.set()
+
+    async def drive(self, job_id: str) -> None:
+        """Carry the job on until it rests in a queue or has ended. Raises LeaseLost."""
+        while True:
+            try:
+                job = await self._read(job_id)
+                if job.status in RESTING:
+                    return
+                if job.lease_owner != self._owner:
+                    raise LeaseLost(job_id)
+                await self._steps[job.status](job)
+            except Stale:
+                continue  # the job changed under the step: read it again
+            except (StoreUnavailable, RuntimeUnavailable) as error:
+                log.warning("driver_waits", job=job_id, cause=str(error))
+                await self._glance()
+
+    # Steps
+
+    async def _validate(self, job: Job) -> None:
+        check = asyncio.ensure_future(self._validation.check(job))
+        try:
+            while not check.done():
+                await asyncio.wait({check}, timeout=GLANCE.total_seconds())
+                if (await self._read(job.id)).status is not JobStatus.VALIDATING:
+                    return
+            checked, notices = check.result()
+        finally:
+            check.cancel()
+        async with self._writing() as tx:
+            stamp = {"queued_at": tx.time} if checked.status is JobStatus.QUEUED else {"finished_at": tx.time}
+            await tx.apply(job, replace(checked, lease_owner=None, **stamp), notices)
+
+    async def _start(self, job: Job) -> None:
+        await self._prepare_run(job)
+        await self._watch(job)
+
+    async def _watch(self, job: Job) -> None:
+        """Until the run has said its last word, or has fallen silent."""
+        run_id, since = f"{job.id}-{job.epoch}", time.monotonic()
+        while job.status in (JobStatus.STARTING, JobStatus.RUNNING):
+            seen = await self._observe(run_id)
+            job, run = await self._read_run(job.id)
+            if run.outcome is not None:
+                return await self._conclude(job, run)
+            cause = self._lost_cause(run, seen, time.monotonic() - since)
+            if cause is not None and job.status in (JobStatus.STARTING, JobStatus.RUNNING):
+                return await self._lost(job, run, cause)
+            await self._glance()
+        return None
+
+    async def _stop(self, job: Job) -> None:
+        """CANCELLING and PAUSING end only when nothing of the run is left."""
+        run_id = f"{job.id}-{job.epoch}"
+        await self._until_gone(run_id, grace=self._settings.cancel_grace)
+        async with self._writing() as tx:
+            status = STOPS_AS[job.status]
+            current = await tx.any_job(job.id, lock=True)
+            if current.status is not job.status:
+                raise Stale(job.id)
+            ended = {"finished_at": tx.time} if status in FINAL else {}
+            await tx.update_run(job.id, job.epoch, ended_at=tx.time)
+            await tx.apply(current, advance(current, status, lease_owner=None, reason="", **ended), [Notice(f"The job has been {status}")])
+        if status is JobStatus.CANCELLED:
+            self._ended(job.id, "cancelled")
+            await asyncio.to_thread(objects.delete_prefix, self._storage, f"{model_prefix(job.id)}/")
+            await asyncio.to_thread(objects.delete_prefix, self._storage, f"runs/{job.id}/")
+
+    # How a run ends
+
+    async def _conclude(self, job: Job, run: Run) -> None:
+        outcome = run.outcome or {}
+        if outcome["kind"] == "finished":
+            await self._succeed(job, run, outcome)
+            return
+        error = JobError(code=outcome["code"], message=outcome["message"], cause=outcome["cause"])
+        if error.cause == "infrastructure":
+            await self._lost(job, run, error.message, code=error.code)
+            return
+        await self._until_gone(f"{job.id}-{run.epoch}", grace=timedelta(seconds=2))
+        async with self._writing() as tx:
+            current = await self._still(tx, job)
+            await tx.update_run(job.id, run.epoch, ended_at=tx.time)
+            failed, notices = failed_job(current, error, tx.time)
+            await tx.apply(current, failed, notices)
+        self._ended(job.id, "failed")
+
+    async def _succeed(self, job: Job, run: Run, outcome: dict[str, Any]) -> None:
+        name = planned_model_name(job)
+        async with self._writing() as tx:
+            current = await self._still(tx, job)
+            file = result_file(current, outcome["result"])
+            await tx.insert_file(file)
+            await tx.insert_tuned_model(name, job.project_id, job.organization_id, job.id)
+            await tx.name_last_checkpoint(job.id, name)
+            await tx.update_run(job.id, run.epoch, ended_at=tx.time)
+            done = advance(
+                current,
+                JobStatus.SUCCEEDED,
+                finished_at=tx.time,
+                tuned_model=name,
+                trained_tokens=outcome["trained_tokens"],
+                result_files=(file.id,),
+                lease_owner=None,
+                reason="",
+            )
+            await tx.apply(current, done, succeeded_notices(name, stopped_early=outcome["stopped_early"]))
+        self._ended(job.id, "succeeded")
+        await self._tidy(job, run.epoch)
+
+    async def _lost(self, job: Job, run: Run, cause: str, code: str = "worker_lost") -> None:
+        """The run is over without a result; the job goes back to the queue while its budget lasts."""
+        tail = await self._log_tail(f"{job.id}-{run.epoch}")
+        await self._until_gone(f"{job.id}-{run.epoch}", grace=timedelta(0))
+        backoff = self._settings.retry_backoff.total_seconds() * 2**job.infra_failures * random.uniform(0.8, 1.2)
+        async with self._writing() as tx:
+            current = await self._still(tx, job)
+            outcome = run.outcome or {"kind": "lost", "code": code, "message": cause, "log_tail": tail}
+            await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
+            last_saved = max((c.step for c in await tx.checkpoints(job.id)), default=0)
+            if current.infra_failures >= self._settings.max_retries and last_saved <= (run.resumed_step or 0):
+                error = JobError(code=code, message=f"{cause}. Gave up after {current.epoch} runs.", cause="infrastructure", details={"log_tail": tail})
+                changed, notices = failed_job(current, error, tx.time)
+            else:
+                changed, notices = requeued_job(current, run, cause, last_saved, backoff, tx.time)
+            await tx.apply(current, changed, notices)
+        if changed.status is JobStatus.FAILED:
+            self._ended(job.id, "failed")
+        else:
+            self._metrics.run_ended("lost")
+
+    # Parts of steps
+
+    async def _prepare_run(self, job: Job) -> None:
+        """Write what the run is told and its token, then launch; each can be done again."""
+        capacity = await self._runtime.capacity()
+        wanted = gang(job.spec.tunesmith.resources, capacity)
+        resources = job.spec.tunesmith.resources.model_copy(update={"cpus_per_worker": wanted.cpus_per_worker})
+        spec = await self._run_spec(job, resources)
+        token = await asyncio.to_thread(self._run_token, spec)
+        async with self._writing() as tx:
+            await self._still(tx, job)
+            await tx.update_run(job.id, job.epoch, token_sha256=hashlib.sha256(token.encode()).hexdigest())
+        body = spec.model_dump_json(indent=1).encode()
+        await asyncio.to_thread(self._storage.put, f"{spec.run_prefix}/spec.json", body)
+        await self._runtime.launch(spec)
+
+    async def _run_spec(self, job: Job, resources: Any) -> RunSpec:
+        assert job.dataset is not None
+        assert job.resolved is not None
+        assert job.spec.seed is not None
+        return RunSpec(
+            job_id=job.id,
+            epoch=job.epoch,
+            method=job.spec.method.type,
+            seed=job.spec.seed,
+            base_model=job.base_model,
+            dataset=job.dataset,
+            validation=job.validation,
+            resolved=job.resolved,
+            tunesmith=job.spec.tunesmith.model_copy(update={"resources": resources}),
+            storage_url=self._settings.storage,
+            report_address=self._report_address,
+            tuned_model=planned_model_name(job),
+            resume_from=await asyncio.to_thread(objects.checkpoint_prefixes, self._storage, job.id, job.epoch),
+        )
+
+    def _run_token(self, spec: RunSpec) -> str:
+        key = f"{spec.run_prefix}/token"
+        with suppress(NoSuchObject):
+            return self._storage.get(key).decode()
+        token = secrets.token_urlsafe(32)
+        self._storage.put(key, token.encode())
+        return token
+
+    def _lost_cause(self, run: Run, seen: Observation | None, watched: float) -> str | None:
+        """Why the run must be given up, None while it may go on. `watched` counts seconds."""
+        if seen is not None and seen.state in ENDED:
+            return f"the run ended without a result ({seen.message or seen.state})"
+        silence = min(watched, self._age(run))
+        limit = self._settings.run_silence if run.reported_at is not None else self._settings.start_timeout
+        if silence > limit.total_seconds():
+            return f"the run has not reported for {silence:.0f} s"
+        return None
+
+    def _age(self, run: Run) -> float:
+        """Seconds since the run last reported, or since it was made, by the database's clock at the last read."""
+        return self._now - (run.reported_at or run.created_at)
+
+    async def _until_gone(self, run_id: str, *, grace: timedelta) -> None:
+        """Wait until nothing of the run lives; after `grace` it is killed. Waits as long as that takes."""
+        deadline = time.monotonic() + grace.total_seconds()
+        while True:
+            seen = await self._observe(run_id)
+            if seen is not None and not seen.alive:
+                return
+            if time.monotonic() >= deadline:
+                with suppress(RuntimeUnavailable):
+                    await self._runtime.stop(run_id)
+            await asyncio.sleep(0.25)
+
+    async def _observe(self, run_id: str) -> Observation | None:
+        """What the runtime sees, None when it can't be asked."""
+        try:
+            return await self._runtime.observe(run_id)
+        except RuntimeUnavailable as error:
+            log.warning("runtime_away", run=run_id, cause=str(error))
+            return None
+
+    async def _log_tail(self, run_id: str) -> list[str]:
+        try:
+            return await self._runtime.log_tail(run_id, 50)
+        except RuntimeUnavailable:
+            return []
+
+    async def _tidy(self, job: Job, epoch: int) -> None:
+        """The bytes of runs that were lost, and the token, are of no more use."""
+        await asyncio.to_thread(self._storage.delete, f"{run_prefix(job.id, epoch)}/token")
+        for old in range(1, epoch):
+            await asyncio.to_thread(objects.delete_prefix, self._storage, f"{run_prefix(job.id, old)}/")
+
+    def _ended(self, job_id: str, outcome: str) -> None:
+        self._metrics.run_ended(outcome)
+        self._metrics.job_ended(job_id)
+
+    async def _read(self, job_id: str) -> Job:
+        async with self._store.read() as tx:
+            self._now = tx.time
+            return await tx.any_job(job_id)
+
+    async def _read_run(self, job_id: str) -> tuple[Job, Run]:
+        async with self._store.read() as tx:
+            self._now = tx.time
+            job = await tx.any_job(job_id)
+            if job.lease_owner not in (self._owner, None):
+                raise LeaseLost(job_id)
+            run = await tx.run(job_id, job.epoch)
+        assert run is not None
+        return job, run
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncGenerator[Transaction]:
+        async with self._store.begin() as tx:
+            yield tx
+
+    async def _still(self, tx: Transaction, job: Job) -> Job:
+        """The job as it is now, if it is still in the same state and ours; reports change its version all the time."""
+        current = await tx.any_job(job.id, lock=True)
+        if current.lease_owner != self._owner:
+            raise LeaseLost(job.id)
+        if current.status is not job.status or current.epoch != job.epoch:
+            raise Stale(job.id)
+        return current
+
+    async def _glance(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), GLANCE.total_seconds())
+        self._news.clear()

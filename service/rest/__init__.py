@@ -1,0 +1,46 @@
+"""REST: OpenAI's wire format over the application layer. Translates, and decides nothing.
+
+`create_rest` is called by the gateway; each resource has its own module.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from service.app import App
+from service.metrics import HttpMetrics, Metrics
+from service.rest import artifacts, documents, errors, files, health, jobs, models, uploads
+from service.rest.limits import SERVER_OPTIONS, Limits
+from service.rest.requests import Requests
+from service.settings import Settings
+
+__all__ = ["SERVER_OPTIONS", "create_rest"]
+VERSION = "0.1.0"
+
+
+def create_rest(app: App, metrics: Metrics, settings: Settings) -> FastAPI:
+    """The ASGI application that serves `app`. Run it with SERVER_OPTIONS."""
+    api = FastAPI(
+        title="Tunesmith",
+        version=VERSION,
+        description=documents.DESCRIPTION,
+        responses=documents.ERRORS,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(Requests),
+            Middleware(HttpMetrics, metrics=metrics),
+            Middleware(
+                Limits,
+                max_body_bytes=settings.max_body_bytes,
+                max_upload_bytes=settings.max_upload_bytes + uploads.FRAMING_BYTES,
+            ),
+        ],
+    )
+    api.state.app, api.state.metrics, api.state.settings = app, metrics, settings
+    errors.install(api)
+    for resource in (files, artifacts, jobs, models, health):
+        api.include_router(resource.router)
+    api.openapi = lambda: documents.document(api)
+    uploads.sweep(settings.spool_dir)
+    return api

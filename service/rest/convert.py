@@ -1,0 +1,217 @@
+"""From the wire's request to a `JobSpec`, and from jobs, files and models to their wire shapes. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from service.errors import invalid
+from service.jobs import Event, Job, JobSpec, JobStatus, MethodSpec
+from service.records import Artifact, Checkpoint, File, Model, Page
+from service.rest import wire
+from trainers.spec import Hyperparameters
+
+STATUS: dict[JobStatus, str] = {
+    JobStatus.VALIDATING: "validating_files",
+    JobStatus.QUEUED: "queued",
+    JobStatus.STARTING: "queued",
+    JobStatus.RUNNING: "running",
+    JobStatus.PAUSING: "running",
+    JobStatus.CANCELLING: "running",
+    JobStatus.PAUSED: "paused",
+    JobStatus.SUCCEEDED: "succeeded",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "cancelled",
+}
+"""OpenAI's word for each phase."""
+
+
+def job_spec(request: wire.CreateFineTuningJobRequest) -> JobSpec:
+    """What the request asks for; INVALID_REQUEST where its parts contradict each other or ask for what is not offered."""
+    if request.integrations:
+        raise invalid("Integrations are not offered; leave 'integrations' out. Metrics are in the job's events.", "integrations")
+    return JobSpec(
+        model=request.model,
+        training_file=request.training_file,
+        validation_file=request.validation_file,
+        suffix=request.suffix,
+        seed=request.seed,
+        metadata=request.metadata or {},
+        method=_method(request),
+        tunesmith=request.tunesmith,
+    )
+
+
+def _method(request: wire.CreateFineTuningJobRequest) -> MethodSpec:
+    method = request.method or wire.MethodRequest(type="supervised")
+    block = method.supervised if method.type == "supervised" else None
+    given = block.hyperparameters if block else Hyperparameters()
+    return MethodSpec(type=method.type, hyperparameters=_merged(given, request.hyperparameters or Hyperparameters()))
+
+
+def _merged(given: Hyperparameters, deprecated: Hyperparameters) -> Hyperparameters:
+    """Both places together: "auto" leaves the word to the other, two different numbers are an error."""
+    values: dict[str, Any] = {}
+    for name in Hyperparameters.model_fields:
+        new, old = getattr(given, name), getattr(deprecated, name)
+        if "auto" not in (new, old) and new != old:
+            raise invalid(
+                f"'hyperparameters.{name}' is {old} but 'method.supervised.hyperparameters.{name}' is {new}; give it once.",
+                f"hyperparameters.{name}",
+            )
+        values[name] = old if new == "auto" else new
+    return Hyperparameters(**values)
+
+
+def job_object(job: Job, now: float) -> wire.FineTuningJob:
+    """A job as OpenAI shows it. `now` (seconds since 1970) dates the estimate of its end."""
+    hyperparameters = _hyperparameters(job)
+    return wire.FineTuningJob(
+        id=job.id,
+        created_at=int(job.created_at),
+        finished_at=_seconds(job.finished_at),
+        estimated_finish=_estimated_finish(job, now),
+        status=STATUS[job.status],
+        model=job.spec.model,
+        fine_tuned_model=job.tuned_model if job.status is JobStatus.SUCCEEDED else None,
+        organization_id=job.organization_id,
+        training_file=job.spec.training_file,
+        validation_file=job.spec.validation_file,
+        result_files=list(job.result_files),
+        trained_tokens=job.trained_tokens,
+        seed=job.spec.seed or 0,
+        error=wire.JobErrorObject(code=job.error.code, message=job.error.message, param=job.error.param) if job.error else None,
+        hyperparameters=hyperparameters,
+        method={"type": job.spec.method.type, job.spec.method.type: wire.MethodBlock(hyperparameters=hyperparameters)},
+        integrations=[],
+        metadata=job.spec.metadata or None,
+        user_provided_suffix=job.spec.suffix,
+        tunesmith=_tunesmith(job),
+    )
+
+
+def _tunesmith(job: Job) -> wire.TunesmithJob:
+    spec = job.spec.tunesmith
+    return wire.TunesmithJob(
+        phase=job.status,
+        reason=job.reason,
+        epoch=job.epoch,
+        infra_failures=job.infra_failures,
+        queued_at=_seconds(job.queued_at),
+        started_at=_seconds(job.started_at),
+        progress=job.progress,
+        adapter=spec.adapter,
+        training=spec.training,
+        checkpoints=spec.checkpoints,
+        evaluation=spec.evaluation,
+        resources=spec.resources,
+        priority=spec.priority,
+        resolved=job.resolved,
+        error=wire.JobFailure(cause=job.error.cause, details=finite(job.error.details)) if job.error else None,
+    )
+
+
+def _hyperparameters(job: Job) -> wire.HyperparametersObject:
+    source = job.resolved or job.spec.method.hyperparameters
+    return wire.HyperparametersObject(
+        n_epochs=source.n_epochs, batch_size=source.batch_size, learning_rate_multiplier=source.learning_rate_multiplier
+    )
+
+
+def _seconds(time: float | None) -> int | None:
+    return None if time is None else int(time)
+
+
+def _estimated_finish(job: Job, now: float) -> int | None:
+    eta = job.progress.eta_seconds
+    return int(now + eta) if job.status is JobStatus.RUNNING and eta is not None else None
+
+
+def event_object(event: Event) -> wire.FineTuningJobEvent:
+    """One line of a job's history."""
+    return wire.FineTuningJobEvent(
+        id=event.id,
+        created_at=int(event.created_at),
+        level=event.level,
+        message=event.message,
+        type=event.type,
+        data=finite(event.data),
+    )
+
+
+def checkpoint_object(checkpoint: Checkpoint) -> wire.FineTuningJobCheckpoint:
+    """A checkpoint with those of its metrics that OpenAI has a name for."""
+    metrics = {name: value for name, value in finite(checkpoint.metrics).items() if name in wire.CheckpointMetrics.model_fields}
+    return wire.FineTuningJobCheckpoint(
+        id=checkpoint.id,
+        created_at=int(checkpoint.created_at),
+        fine_tuned_model_checkpoint=checkpoint.model_name,
+        fine_tuning_job_id=checkpoint.job_id,
+        step_number=checkpoint.step,
+        metrics=wire.CheckpointMetrics(**{**metrics, "step": checkpoint.step}),
+    )
+
+
+def file_object(file: File) -> wire.FileObject:
+    """A file's facts."""
+    return wire.FileObject(
+        id=file.id,
+        bytes=file.bytes,
+        created_at=int(file.created_at),
+        filename=file.filename,
+        purpose=file.purpose,
+        status=file.status,
+    )
+
+
+def model_object(model: Model) -> wire.ModelObject:
+    """A base or tuned model."""
+    base = model.base
+    return wire.ModelObject(
+        id=model.id,
+        created=int(model.created_at),
+        owned_by=model.owned_by,
+        tunesmith=wire.TunesmithModel(
+            job_id=model.job_id,
+            base_model=base.id if base else None,
+            revision=base.revision if base else None,
+            licence=base.licence if base else None,
+        ),
+    )
+
+
+def artifact_object(artifact: Artifact) -> wire.ArtifactObject:
+    """A published file's facts."""
+    return wire.ArtifactObject(name=artifact.name, bytes=artifact.bytes, sha256=artifact.sha256)
+
+
+def file_list(page: Page[File]) -> wire.FileList:
+    """A page of files."""
+    return wire.FileList(data=[file_object(file) for file in page.items], has_more=page.has_more, **_ends(page.items))
+
+
+def checkpoint_list(page: Page[Checkpoint]) -> wire.CheckpointList:
+    """A page of checkpoints."""
+    return wire.CheckpointList(data=[checkpoint_object(item) for item in page.items], has_more=page.has_more, **_ends(page.items))
+
+
+def _ends(items: Sequence[File | Checkpoint]) -> dict[Literal["first_id", "last_id"], str | None]:
+    return {"first_id": items[0].id if items else None, "last_id": items[-1].id if items else None}
+
+
+def finite(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with null in place of the numbers that JSON cannot hold: a diverged loss is NaN."""
+    return {key: _finite(value) for key, value in data.items()}
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return finite(cast("dict[str, Any]", value))
+        case list() | tuple():
+            return [_finite(item) for item in cast("list[Any]", value)]
+        case _:
+            return value

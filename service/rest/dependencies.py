@@ -1,0 +1,134 @@
+"""What the routes ask for: the application, who is calling, and ids in a form that may go further.
+
+An id that no thing of ours could have is answered like the id of a thing that is not there, before
+it gets near a database or a path.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import Depends, Path, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from service.app import App
+from service.errors import ErrorCode, TunesmithError, invalid, not_found
+from service.metrics import Metrics
+from service.records import Caller
+from service.settings import Settings
+
+MAX_KEY_LENGTH = 512
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_MODEL = re.compile(r"[\x21-\x7e]{1,512}")
+_METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_bearer = HTTPBearer(auto_error=False, description="An API key, as `Authorization: Bearer …`.")
+
+
+def get_app(request: Request) -> App:
+    """The application layer behind this transport."""
+    return request.app.state.app
+
+
+def get_metrics(request: Request) -> Metrics:
+    """The process's metrics."""
+    return request.app.state.metrics
+
+
+def get_settings(request: Request) -> Settings:
+    """How the gateway is configured."""
+    return request.app.state.settings
+
+
+AppDep = Annotated[App, Depends(get_app)]
+MetricsDep = Annotated[Metrics, Depends(get_metrics)]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+async def get_caller(app: AppDep, credentials: Credentials) -> Caller:
+    """Who asks; UNAUTHENTICATED without a key that is known."""
+    if credentials is None or not credentials.credentials:
+        raise TunesmithError(ErrorCode.UNAUTHENTICATED, "You did not provide an API key: send it as 'Authorization: Bearer YOUR_KEY'.")
+    key = credentials.credentials
+    if len(key) > MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        raise TunesmithError(ErrorCode.UNAUTHENTICATED, "This is not an API key.")
+    return await app.authenticate(key)
+
+
+CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+def get_file_id(file_id: Annotated[str, Path(description="Id of a file: file-…")]) -> str:
+    """A file id of the right form."""
+    if not _ID.fullmatch(file_id):
+        raise not_found("file", _short(file_id), "file_id")
+    return file_id
+
+
+def get_job_id(fine_tuning_job_id: Annotated[str, Path(description="Id of a job: ftjob-…")]) -> str:
+    """A job id of the right form."""
+    if not _ID.fullmatch(fine_tuning_job_id):
+        raise not_found("fine-tuning job", _short(fine_tuning_job_id), "fine_tuning_job_id")
+    return fine_tuning_job_id
+
+
+def get_model_id(model: Annotated[str, Path(description="Name of a model; may hold / and :.")]) -> str:
+    """A model name of the right form."""
+    if not _MODEL.fullmatch(model):
+        raise not_found("model", _short(model), "model")
+    return model
+
+
+def get_artifact_name(name: Annotated[str, Path(description="Name of an artifact, e.g. adapter/adapter_config.json.")]) -> str:
+    """A relative path without steps upwards."""
+    if not _MODEL.fullmatch(name) or any(part in ("", ".", "..") for part in name.split("/")):
+        raise not_found("artifact", _short(name), "name")
+    return name
+
+
+def get_metadata_filter(request: Request) -> dict[str, str]:
+    """The pairs of `metadata[key]=value` in the query."""
+    pairs: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name == "metadata":
+            raise invalid("Filter by metadata[key]=value.", "metadata")
+        if (match := _METADATA.fullmatch(name)) is None:
+            continue
+        if len(match[1]) > 64 or len(value) > 512 or _CONTROL.search(match[1] + value):
+            raise invalid("A metadata key has at most 64 characters, a value at most 512, and neither control characters.", "metadata")
+        pairs[match[1]] = value
+    if len(pairs) > 16:
+        raise invalid("A job has at most 16 pairs of metadata.", "metadata")
+    return pairs
+
+
+def get_idempotency_key(request: Request) -> str | None:
+    """The client's own key for this request: posting again under it gives the first answer."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise invalid("An Idempotency-Key has 1 to 255 printable ASCII characters.", "Idempotency-Key")
+    return key
+
+
+def get_retried(request: Request) -> bool:
+    """Whether the official client says that it sends this for a second time."""
+    count = request.headers.get("x-stainless-retry-count", "0")
+    return count.isascii() and count.isdigit() and count.strip("0") != ""
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 80 else name[:77] + "…"
+
+
+FileId = Annotated[str, Depends(get_file_id)]
+JobId = Annotated[str, Depends(get_job_id)]
+ModelId = Annotated[str, Depends(get_model_id)]
+ArtifactName = Annotated[str, Depends(get_artifact_name)]
+MetadataFilter = Annotated[dict[str, str], Depends(get_metadata_filter)]
+IdempotencyKey = Annotated[str | None, Depends(get_idempotency_key)]
+Retried = Annotated[bool, Depends(get_retried)]
+After = Annotated[
+    str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,128}$", description="Id of the last item of the page before this one.")
+]

@@ -1,0 +1,88 @@
+"""What OpenAPI cannot derive from the routes: bodies that are not parsed by FastAPI, byte answers, the errors.
+
+Called by the application factory; the constants are used by the routes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.rest import wire
+
+REF = "#/components/schemas/{model}"
+DESCRIPTION = """
+Fine-tune large language models on your own machines. The fine-tuning, files and models calls speak
+OpenAI's wire format: the official `openai` client works with this server's `base_url`. What OpenAI has
+no field for stands in one object named `tunesmith`, in requests and in answers.
+
+Every error is OpenAI's error object, and every answer carries `x-request-id`.
+"""
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": wire.ErrorResponse, "description": "The request is refused; `error` says why and where."},
+    "5XX": {"model": wire.ErrorResponse, "description": "The server could not do it; with `retry-after` where asking again may help."},
+}
+BYTES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "description": "All bytes."},
+    206: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "description": "The range."},
+    307: {"description": "The object store serves the bytes, at `location`."},
+}
+CREATE_JOB_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": REF.format(model="CreateFineTuningJobRequest")}}},
+    },
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "Posting again under the same key gives the same job.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        }
+    ],
+}
+UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "JSON lines, one example a line."},
+                        "purpose": {"type": "string", "enum": ["fine-tune"]},
+                    },
+                }
+            }
+        },
+    }
+}
+METADATA_PARAMETER: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "required": False,
+            "style": "deepObject",
+            "explode": True,
+            "description": "Only jobs whose metadata holds all these pairs: `metadata[key]=value`.",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    ]
+}
+
+
+def document(api: FastAPI) -> dict[str, Any]:
+    """The OpenAPI description of `api`, made once."""
+    if api.openapi_schema is None:
+        schema = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+        request = wire.CreateFineTuningJobRequest.model_json_schema(ref_template=REF)
+        parts = request.pop("$defs", {})
+        # The sections of `tunesmith` stand in answers too; the request's form of them knows their defaults.
+        schema["components"]["schemas"] |= {**parts, "CreateFineTuningJobRequest": request}
+        api.openapi_schema = schema
+    return api.openapi_schema

@@ -1,0 +1,71 @@
+"""/v1/files: upload, list, look up, download, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from service.errors import invalid
+from service.rest import convert, wire
+from service.rest.content import content_response
+from service.rest.dependencies import After, AppDep, CallerDep, FileId, SettingsDep
+from service.rest.documents import BYTES, UPLOAD_BODY
+from service.rest.uploads import Upload, received
+
+PURPOSES = ("fine-tune",)
+router = APIRouter(prefix="/v1/files", tags=["Files"])
+
+
+@router.post("", response_model=wire.FileObject, openapi_extra=UPLOAD_BODY)
+async def create_file(request: Request, app: AppDep, caller: CallerDep, settings: SettingsDep) -> wire.FileObject:
+    """Upload a file of JSON lines."""
+    async with received(request, settings.spool_dir, settings.max_upload_bytes) as upload:
+        _check(upload)
+        file = await app.create_file(caller, path=upload.path, filename=upload.filename, purpose=upload.fields["purpose"])
+    return convert.file_object(file)
+
+
+def _check(upload: Upload) -> None:
+    purpose = upload.fields.get("purpose")
+    if purpose is None:
+        raise invalid("The upload has no part named 'purpose'.", "purpose")
+    if purpose not in PURPOSES:
+        raise invalid(f"Files of this purpose are of no use here; 'purpose' must be {' or '.join(PURPOSES)}.", "purpose")
+    if any(field.startswith("expires_after") for field in upload.fields):
+        raise invalid("Files do not expire here; leave 'expires_after' out and delete the file when done with it.", "expires_after")
+
+
+@router.get("", response_model=wire.FileList)
+async def list_files(
+    app: AppDep,
+    caller: CallerDep,
+    after: After = None,
+    purpose: Annotated[str | None, Query(pattern="^[a-z_-]{1,32}$", description="Only files of this purpose.")] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Files of one page.")] = 10_000,
+    order: Annotated[Literal["asc", "desc"], Query(description="By age; desc has the newest first.")] = "desc",
+) -> wire.FileList:
+    """The project's files."""
+    page = await app.list_files(caller, purpose=purpose, after=after, limit=limit, ascending=order == "asc")
+    return convert.file_list(page)
+
+
+@router.get("/{file_id}", response_model=wire.FileObject)
+async def get_file(app: AppDep, caller: CallerDep, file_id: FileId) -> wire.FileObject:
+    """One file's facts."""
+    return convert.file_object(await app.get_file(caller, file_id))
+
+
+@router.head("/{file_id}/content", include_in_schema=False)
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=BYTES)
+async def get_file_content(request: Request, app: AppDep, caller: CallerDep, file_id: FileId) -> Response:
+    """One file's bytes, whole or the range asked for."""
+    return await content_response(request, await app.file_content(caller, file_id))
+
+
+@router.delete("/{file_id}", response_model=wire.FileDeleted)
+async def delete_file(app: AppDep, caller: CallerDep, file_id: FileId) -> wire.FileDeleted:
+    """Delete a file. Jobs that were made from it stay."""
+    await app.delete_file(caller, file_id)
+    return wire.FileDeleted(id=file_id)

@@ -1,0 +1,162 @@
+"""Which job runs when, and who looks after it.
+
+One scheduler owns jobs by leases, measured by the database's clock, and has one `Driver` task for
+each job that is being validated or has a run. When it falls silent, another takes its leases over and
+goes on from what the database says: nothing here is kept in memory that could not be read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+
+import structlog
+
+from service.driver import Driver, LeaseLost
+from service.gangs import Gang, fits_ever, gang, shortage
+from service.jobs import ON_RAY, Job, JobStatus, Notice, advance
+from service.metrics import Metrics
+from service.runtime import Capacity, Runtime, RuntimeUnavailable
+from service.settings import Settings
+from service.store import Stale, Store, StoreUnavailable
+
+log = structlog.get_logger(__name__)
+OWNED = ON_RAY | {JobStatus.VALIDATING}
+"""States in which a job needs somebody to look after it."""
+TICK = timedelta(seconds=1)
+"""Longest wait between two looks at the queue; `wake` makes it shorter."""
+
+
+class Scheduler:
+    """Claims queued jobs and drives every job that it holds the lease of."""
+
+    def __init__(
+        self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics, new_driver: Callable[[str], Driver]
+    ) -> None:
+        self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
+        self.owner = f"scheduler-{secrets.token_hex(6)}"
+        self._driver = new_driver(self.owner)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._awake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something has changed: look now rather than at the next tick."""
+        self._awake.set()
+        self._driver.wake()
+
+    async def run(self) -> None:
+        """Look after jobs until cancelled, then give the leases up so that another need not wait."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._every(self._settings.heartbeat, self._renew))
+                group.create_task(self._every(TICK, self._look, wakeable=True))
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            with suppress(StoreUnavailable):
+                async with self._store.begin() as tx:
+                    await tx.drop_leases(self.owner)
+
+    async def _every(self, pause: timedelta, action: Callable[[], Awaitable[None]], *, wakeable: bool = False) -> None:
+        while True:
+            try:
+                await action()
+            except (StoreUnavailable, RuntimeUnavailable) as error:
+                log.warning("scheduler_waits", cause=str(error))
+            except Stale:
+                continue
+            except Exception:
+                # The scheduler must outlive any single bad row; the cause is in the log.
+                log.exception("scheduler_error")
+            if wakeable:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._awake.wait(), pause.total_seconds())
+                self._awake.clear()
+            else:
+                await asyncio.sleep(pause.total_seconds())
+
+    async def _renew(self) -> None:
+        async with self._store.begin() as tx:
+            held = await tx.renew_leases(self.owner, self._settings.lease_ttl)
+        for job_id, task in self._tasks.items():
+            if job_id not in held and not task.done():
+                # Either the job is through, and its driver about to return, or another scheduler has it.
+                log.info("lease_gone", job=job_id)
+
+    async def _look(self) -> None:
+        self._tasks = {job_id: task for job_id, task in self._tasks.items() if not task.done()}
+        async with self._store.begin() as tx:
+            orphans = await tx.take_leases(self.owner, OWNED, self._settings.lease_ttl)
+        for job in orphans:
+            self._drive(job)
+        await self._claim()
+        async with self._store.read() as tx:
+            self._metrics.set_jobs_by_status(await tx.count_by_status())
+
+    def _drive(self, job: Job) -> None:
+        old = self._tasks.pop(job.id, None)
+        if old is not None:
+            old.cancel()
+        self._tasks[job.id] = asyncio.create_task(self._driven(job), name=job.id)
+
+    async def _driven(self, job: Job) -> None:
+        try:
+            await self._driver.drive(job.id)
+        except LeaseLost:
+            log.info("stepped_down", job=job.id)
+        except Exception:
+            log.exception("driver_error", job=job.id)
+            # Let go, so that the next look takes the job up afresh after a pause.
+            await asyncio.sleep(self._settings.heartbeat.total_seconds())
+            async with self._store.begin() as tx:
+                await tx.drop_lease(job.id, self.owner)
+        finally:
+            self._awake.set()
+
+    async def _claim(self) -> None:
+        async with self._store.read() as tx:
+            queued = await tx.jobs_in([JobStatus.QUEUED])
+            now = tx.time
+            busy = await tx.jobs_in(ON_RAY) if queued else []
+        if not queued:
+            return
+        capacity = await self._runtime.capacity()
+        used = [gang(job.spec.tunesmith.resources, capacity) for job in busy]
+        reasons: dict[str, str] = {}
+        waiting = [job for job in queued if not await self._claimed(job, now, capacity, used, reasons)]
+        changed = {job.id: reasons[job.id] for job in waiting if job.id in reasons and reasons[job.id] != job.reason}
+        if changed:
+            async with self._store.begin() as tx:
+                await tx.set_reasons(changed)
+
+    async def _claimed(self, job: Job, now: float, capacity: Capacity, used: list[Gang], reasons: dict[str, str]) -> bool:
+        """Claim the job if it is its turn; otherwise say why not. A larger job ahead is not overtaken."""
+        wanted = gang(job.spec.tunesmith.resources, capacity)
+        if job.not_before > now:
+            reasons[job.id] = f"trying again in {job.not_before - now:.0f} s: {_last_cause(job)}"
+            return False
+        reasons[job.id] = shortage(wanted, capacity, used)
+        if reasons[job.id]:
+            if fits_ever(wanted, capacity):
+                used.append(wanted)
+            return False
+        try:
+            async with self._store.begin() as tx:
+                claimed = advance(job, JobStatus.STARTING, epoch=job.epoch + 1, lease_owner=self.owner, reason="starting the workers")
+                claimed = await tx.apply(job, claimed, [Notice(f"Starting run {claimed.epoch}")] if claimed.epoch > 1 else [])
+                await tx.lease(claimed, self.owner, self._settings.lease_ttl)
+                await tx.insert_run(job.id, claimed.epoch, token_sha256="")
+        except Stale:
+            return True  # another scheduler was first, or the client cancelled: no longer in the queue
+        used.append(wanted)
+        self._metrics.queue_waited(max(0.0, now - (job.queued_at or now)))
+        self._drive(claimed)
+        return True
+
+
+def _last_cause(job: Job) -> str:
+    return job.reason.partition(": ")[2] or job.reason or "the last run was lost"

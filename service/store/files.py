@@ -1,0 +1,79 @@
+"""Files and tuned models in SQL. Every read names the project it is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.records import File, Model, Page
+from service.store import tables as t
+from service.store.paging import page
+
+
+class FileStatements:
+    """Mixed into `Transaction`."""
+
+    connection: AsyncConnection
+    time: float
+
+    async def insert_file(self, file: File) -> None:
+        """A new file; `created_at` is the database's."""
+        values = {column: getattr(file, column) for column in ("id", "project_id", "filename", "purpose", "bytes", "sha256", "key", "status")}
+        await self.connection.execute(sa.insert(t.files).values(**values, created_at=self.time))
+
+    async def file(self, project_id: str, file_id: str) -> File | None:
+        """A file of the project that was not deleted."""
+        c = t.files.c
+        query = sa.select(t.files).where(c.id == file_id, c.project_id == project_id, c.deleted_at.is_(None))
+        row = (await self.connection.execute(query)).mappings().first()
+        return _file(row) if row else None
+
+    async def list_files(self, project_id: str, *, purpose: str | None, after: str | None, limit: int, ascending: bool) -> Page[File]:
+        """Files by age. Raises ValueError when `after` is no file of the project."""
+        c = t.files.c
+        conditions = [c.project_id == project_id, c.deleted_at.is_(None)]
+        if purpose is not None:
+            conditions.append(c.purpose == purpose)
+        cursor = sa.select(c.n).where(c.id == after, c.project_id == project_id) if after else None
+        return await page(self.connection, sa.select(t.files).where(*conditions), c.n, cursor, limit, _file, ascending=ascending)
+
+    async def delete_file(self, project_id: str, file_id: str) -> str | None:
+        """Marks the file deleted and gives its storage key; None when there is none."""
+        c = t.files.c
+        where = (c.id == file_id, c.project_id == project_id, c.deleted_at.is_(None))
+        query = sa.update(t.files).where(*where).values(deleted_at=self.time).returning(c.key)
+        return (await self.connection.execute(query)).scalar()
+
+    async def insert_tuned_model(self, name: str, project_id: str, organization_id: str, job_id: str) -> None:
+        """The name under which a finished job is found."""
+        values = {"id": name, "project_id": project_id, "organization_id": organization_id, "job_id": job_id, "created_at": self.time}
+        await self.connection.execute(sa.insert(t.tuned_models).values(values))
+
+    async def tuned_models(self, project_id: str, name: str | None = None) -> list[Model]:
+        """The project's tuned models, newest first; only `name` when given."""
+        c = t.tuned_models.c
+        conditions = [c.project_id == project_id, c.deleted_at.is_(None)]
+        if name is not None:
+            conditions.append(c.id == name)
+        rows = (await self.connection.execute(sa.select(t.tuned_models).where(*conditions).order_by(c.n.desc()))).mappings()
+        return [Model(id=r["id"], created_at=r["created_at"], owned_by=r["organization_id"], job_id=r["job_id"]) for r in rows]
+
+    async def delete_tuned_model(self, project_id: str, name: str) -> str | None:
+        """Marks the model deleted and gives its job's id; None when there is none."""
+        c = t.tuned_models.c
+        where = (c.id == name, c.project_id == project_id, c.deleted_at.is_(None))
+        query = sa.update(t.tuned_models).where(*where).values(deleted_at=self.time).returning(c.job_id)
+        return (await self.connection.execute(query)).scalar()
+
+    async def model_is_deleted(self, job_id: str) -> bool:
+        """Whether the job's model was there and has been deleted."""
+        c = t.tuned_models.c
+        query = sa.select(c.deleted_at).where(c.job_id == job_id, c.deleted_at.is_not(None))
+        return (await self.connection.execute(query)).first() is not None
+
+
+def _file(row: sa.RowMapping | dict[str, Any]) -> File:
+    names = ("id", "project_id", "filename", "purpose", "bytes", "sha256", "key", "created_at", "status")
+    return File(**{name: row[name] for name in names})

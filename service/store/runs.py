@@ -1,0 +1,91 @@
+"""Runs and checkpoints in SQL."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.records import Checkpoint, Page
+from service.store import tables as t
+from service.store.paging import page
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt of a job. `outcome` is what it said of its end, None while it goes on."""
+
+    job_id: str
+    epoch: int
+    token_sha256: str
+    created_at: float
+    reported_at: float | None
+    last_seq: int
+    resumed_step: int | None
+    last_step: int
+    outcome: dict[str, Any] | None
+    ended_at: float | None
+
+
+class RunStatements:
+    """Mixed into `Transaction`."""
+
+    connection: AsyncConnection
+    time: float
+
+    async def insert_run(self, job_id: str, epoch: int, token_sha256: str) -> None:
+        """A new run, before anything of it is launched."""
+        values = {"job_id": job_id, "epoch": epoch, "token_sha256": token_sha256, "created_at": self.time, "last_seq": 0, "last_step": 0}
+        await self.connection.execute(sa.insert(t.runs).values(values))
+
+    async def run(self, job_id: str, epoch: int) -> Run | None:
+        """A run by its job and number."""
+        query = sa.select(t.runs).where(t.runs.c.job_id == job_id, t.runs.c.epoch == epoch)
+        row = (await self.connection.execute(query)).mappings().first()
+        return Run(**row) if row else None
+
+    async def list_runs(self, job_id: str) -> list[Run]:
+        """Every run of the job, first to last."""
+        query = sa.select(t.runs).where(t.runs.c.job_id == job_id).order_by(t.runs.c.epoch)
+        return [Run(**row) for row in (await self.connection.execute(query)).mappings()]
+
+    async def update_run(self, job_id: str, epoch: int, **values: Any) -> None:
+        """Write what a run reported."""
+        await self.connection.execute(sa.update(t.runs).where(t.runs.c.job_id == job_id, t.runs.c.epoch == epoch).values(**values))
+
+    async def put_checkpoint(
+        self, job_id: str, epoch: int, step: int, prefix: str, model_name: str, metrics: dict[str, float], *, keep: int
+    ) -> None:
+        """A complete checkpoint; a newer run's takes the place of an older one's at the same step. The `keep` newest stay listed."""
+        c = t.checkpoints.c
+        await self.connection.execute(sa.delete(t.checkpoints).where(c.job_id == job_id, c.step == step))
+        values = {"job_id": job_id, "epoch": epoch, "step": step, "prefix": prefix, "model_name": model_name, "metrics": metrics}
+        await self.connection.execute(
+            sa.insert(t.checkpoints).values(**values, id=f"ftckpt_{secrets.token_hex(12)}", created_at=self.time)
+        )
+        kept = sa.select(c.step).where(c.job_id == job_id).order_by(c.step.desc()).limit(keep)
+        await self.connection.execute(sa.delete(t.checkpoints).where(c.job_id == job_id, c.step.not_in(kept.scalar_subquery())))
+
+    async def name_last_checkpoint(self, job_id: str, model_name: str) -> None:
+        """The newest checkpoint is the tuned model itself, wherever training stopped."""
+        c = t.checkpoints.c
+        last = sa.select(sa.func.max(c.step)).where(c.job_id == job_id).scalar_subquery()
+        await self.connection.execute(sa.update(t.checkpoints).where(c.job_id == job_id, c.step == last).values(model_name=model_name))
+
+    async def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """Every checkpoint of the job, newest step first."""
+        query = sa.select(t.checkpoints).where(t.checkpoints.c.job_id == job_id).order_by(t.checkpoints.c.step.desc())
+        return [_checkpoint(row) for row in (await self.connection.execute(query)).mappings()]
+
+    async def list_checkpoints(self, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
+        """Newest step first. Raises ValueError when `after` is no checkpoint of the job."""
+        c = t.checkpoints.c
+        cursor = sa.select(c.step).where(c.id == after, c.job_id == job_id) if after else None
+        return await page(self.connection, sa.select(t.checkpoints).where(c.job_id == job_id), c.step, cursor, limit, _checkpoint)
+
+
+def _checkpoint(row: sa.RowMapping) -> Checkpoint:
+    return Checkpoint(**{name: row[name] for name in ("id", "job_id", "epoch", "step", "created_at", "prefix", "model_name", "metrics")})

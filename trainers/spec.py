@@ -1,0 +1,175 @@
+"""What a job may ask for and what a worker is told. Frozen values, free of torch and of the service.
+
+The `…Spec` classes are the sections of a job's `tunesmith` object: their bounds and descriptions are
+the ones that OpenAPI shows. `RunSpec` is the whole of what one run is told; it is written beside every
+checkpoint, so a checkpoint can be resumed without the database.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AUTO: Literal["auto"] = "auto"
+
+
+class Frozen(BaseModel):
+    """A value that never changes and refuses what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class Hyperparameters(Frozen):
+    """OpenAI's hyperparameters. "auto" is resolved when the dataset is known, and written back to the job."""
+
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = Field(
+        default=AUTO, description="Passes over the training file."
+    )
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = Field(
+        default=AUTO, description="Rows of one optimizer step, over all workers and micro-batches."
+    )
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=1000)] = Field(
+        default=AUTO, description="Factor on `tunesmith.training.learning_rate`; auto is 1."
+    )
+
+
+class AdapterSpec(Frozen):
+    """What is trained."""
+
+    type: Literal["lora"] = Field(default="lora", description="Kind of adapter.")
+    r: int = Field(default=16, ge=1, le=512, description="Rank of the update.")
+    alpha: int = Field(default=32, ge=1, le=2048, description="Scale: the update is multiplied by alpha / r.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(min_length=1, max_length=64)] = Field(
+        default="all-linear", description='"all-linear" (all but the output head) or names of linear modules, e.g. ["q_proj", "v_proj"].'
+    )
+
+
+class TrainingSpec(Frozen):
+    """How the adapter is trained."""
+
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Peak learning rate of AdamW, before the multiplier.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Shape of the learning rate after warm-up; cosine and linear end at 0.")
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1, description="Share of the steps spent in linear warm-up.")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay of AdamW.")
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1e6, description="Global L2 norm that gradients are clipped to.")
+    max_length: int = Field(default=1024, ge=16, le=131072, description="Longest row, in tokens.")
+    overlong: Literal["truncate", "drop", "error"] = Field(
+        default="truncate", description="What to do with a row above max_length: cut its end, leave it out, or fail the data check."
+    )
+
+
+class CheckpointSpec(Frozen):
+    """When checkpoints are written and how many are kept."""
+
+    every_steps: int = Field(default=20, ge=1, le=1_000_000, description="Optimizer steps between two checkpoints; the last step always has one.")
+    keep: int = Field(default=3, ge=1, le=100, description="Newest complete checkpoints that are kept.")
+
+
+class EarlyStopping(Frozen):
+    """Stop when the validation loss no longer falls."""
+
+    patience: int = Field(default=3, ge=1, le=1000, description="Evaluations without a new lowest validation loss before the run stops.")
+    min_delta: float = Field(default=0.0, ge=0, description="Least fall of the validation loss that counts.")
+
+
+class EvaluationSpec(Frozen):
+    """When the validation file is scored."""
+
+    every_steps: int = Field(default=20, ge=1, le=1_000_000, description="Optimizer steps between two evaluations; the last step always has one.")
+    early_stopping: EarlyStopping | None = Field(default=None, description="Off unless given.")
+
+
+class ResourceSpec(Frozen):
+    """The gang of workers that the job asks for: all of them or none."""
+
+    workers: int = Field(default=1, ge=1, le=4096, description="Data-parallel workers (world size).")
+    gpus_per_worker: int = Field(default=0, ge=0, le=16, description="GPUs of each worker; 0 trains on the processor.")
+    cpus_per_worker: int | None = Field(default=None, ge=1, le=1024, description="Processor cores of each worker; by default all cores of the node divided by the workers on it.")
+    engine: Literal["auto", "torch"] = Field(default="auto", description="How a step runs on devices: torch is plain (one worker) or DDP.")
+
+
+class TunesmithSpec(Frozen):
+    """Tunesmith's own part of a job, under the key `tunesmith`."""
+
+    adapter: AdapterSpec = AdapterSpec()
+    training: TrainingSpec = TrainingSpec()
+    checkpoints: CheckpointSpec = CheckpointSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    resources: ResourceSpec = ResourceSpec()
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher is claimed first; equal priorities in the order of creation.")
+
+
+class Resolved(Frozen):
+    """Every "auto" of a job, decided once when its dataset is known."""
+
+    n_epochs: int
+    batch_size: int
+    learning_rate_multiplier: float
+    learning_rate: float = Field(description="Peak learning rate: training.learning_rate times the multiplier.")
+    engine: Literal["torch"]
+    steps: int = Field(description="Optimizer steps of the whole job.")
+
+
+class BaseModelRef(Frozen):
+    """Where the weights of a base model lie: `base/<id>/<revision>/` in storage, hashes in its manifest."""
+
+    id: str
+    revision: str
+    prefix: str
+    licence: str
+
+
+class DatasetRef(Frozen):
+    """A tokenised dataset: `datasets/<sha256>/` in storage. Counts are of rows and tokens kept."""
+
+    prefix: str
+    sha256: str
+    rows: int
+    tokens: int
+    trained_tokens: int = Field(description="Tokens of one epoch that carry a label.")
+    longest: int = Field(description="Tokens of the longest row.")
+
+
+class RunSpec(Frozen):
+    """All that the workers of one run are told. Holds no secret: the run's token lies in its own object."""
+
+    job_id: str
+    epoch: int = Field(ge=1, description="Number of the run (attempt) of this job.")
+    method: str
+    seed: int
+    base_model: BaseModelRef
+    dataset: DatasetRef
+    validation: DatasetRef | None
+    resolved: Resolved
+    tunesmith: TunesmithSpec
+    storage_url: str = Field(description="file:///… or s3://bucket/prefix; credentials come from the node's environment.")
+    report_address: str = Field(description="host:port of the gateway's Runs service.")
+    tuned_model: str = Field(description="Name the finished adapter will be found under.")
+    resume_from: list[str] = Field(default=[], description="Prefixes of checkpoints of earlier runs, newest first; the first that verifies is taken.")
+
+    @property
+    def run_id(self) -> str:
+        """The Ray submission id: submitting it twice cannot start two."""
+        return f"{self.job_id}-{self.epoch}"
+
+    @property
+    def run_prefix(self) -> str:
+        """Storage prefix of everything this run writes before it publishes."""
+        return run_prefix(self.job_id, self.epoch)
+
+    @property
+    def model_prefix(self) -> str:
+        """Storage prefix of the published artifacts."""
+        return model_prefix(self.job_id)
+
+
+def run_prefix(job_id: str, epoch: int) -> str:
+    """Storage prefix of one run: `spec.json`, `token`, `checkpoints/step-<n>/`."""
+    return f"runs/{job_id}/{epoch}"
+
+
+def model_prefix(job_id: str) -> str:
+    """Storage prefix of a job's published artifacts; `manifest.json` there means complete."""
+    return f"models/{job_id}"
