@@ -1,26 +1,22 @@
 """The data check: every faulty line of a file with its rule, token counts, and the tokenised dataset.
 
-One streaming pass in constant memory. `check` does the work; `run_check` runs it in a process of its
-own with limits, because rows and chat templates come from outside. Called by the scheduler (before a
-job is queued) and by `tunesmith files check`. What a row must look like is the method's business.
+One streaming pass in constant memory, in the process that calls `check`; data_process.py runs it in one
+of its own, with limits. What a row must look like is the method's business.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, field_validator
-
+from service.data_report import CheckRequest, DataReport, LineFault, failed_report, line_fault
 from service.jsonl import LineReader, parse_row
 from trainers.registry import DATASET_FORMAT, DatasetWriter, Encoded, Fault, Row, get, open_tokenizer, shape_of
-from trainers.spec import DatasetRef, Frozen
 
 if TYPE_CHECKING:
     from trainers.chat import ChatTokenizer
@@ -30,100 +26,13 @@ BATCH_BYTES = 4 * 2**20
 """Rows are tokenised together up to these: enough to keep all cores busy, little enough to hold."""
 MAX_FAULTY_LINES = 100_000
 """After so many the file is wrong as a whole, and reading on tells nothing new."""
+NOT_JSON_LINES = {"compressed", "binary", "bad_encoding"}
+"""Rules that say why a file has no rows; that it has too few goes without saying."""
 OnProgress = Callable[[int, int], None]
 """Called with the rows seen and the bytes read so far."""
 
 
-class LineFault(Frozen):
-    """One thing wrong with the file."""
-
-    line: int | None = Field(description="Line, counted from 1; null when the fault is not of one line.")
-    path: str = Field(description='Field within the row, for example "messages[2].role"; empty for the whole line.')
-    rule: str = Field(description="Stable name of the rule.")
-    message: str = Field(description="What is wrong.")
-    hint: str = Field("", description="What to do about it.")
-
-
-class DataReport(Frozen):
-    """What the data check found. Counts are of rows and tokens that training would see, unless they say otherwise."""
-
-    param: Literal["training_file", "validation_file"]
-    sha256: str = Field(description="Hash of the file's bytes.")
-    examples: int = Field(0, description="Lines of the file that are not blank.")
-    rows: int = Field(0, description="Rows kept.")
-    tokens: int = Field(0, description="Tokens of the rows kept, after cutting.")
-    trained_tokens: int = Field(0, description="Tokens that carry loss.")
-    longest: int = Field(0, description="Tokens of the longest row kept.")
-    longest_uncut: int = Field(0, description="Tokens of the longest row before cutting.")
-    truncated_rows: int = Field(0, description="Rows kept whose end was cut off at max_length.")
-    dropped_rows: int = Field(0, description="Rows left out because they are longer than max_length.")
-    rows_without_trained_tokens: int = Field(0, description="Rows left out because cutting took every token that carries loss.")
-    faults: list[LineFault] = Field(default=[], description="The first faults, in the order of lines.")
-    fault_count: int = Field(0, description="All faults, also those not listed.")
-    faulty_lines: int = Field(0, description="Lines with at least one fault.")
-    faults_by_rule: dict[str, int] = Field(default={}, description="How often each rule was broken.")
-    complete: bool = Field(True, description="False when checking stopped early because of too many faulty lines or a limit.")
-    failure: Literal["memory", "time", "crash", "storage"] | None = Field(
-        None, description="Set when the check itself ended early: it ran into a limit, or (storage) a disk could not be read or written."
-    )
-
-    @property
-    def ok(self) -> bool:
-        """Whether the file can be trained on."""
-        return self.fault_count == 0
-
-    @property
-    def retryable(self) -> bool:
-        """Whether the same file might pass at another time: nothing is known to be wrong with it."""
-        return self.failure == "storage"
-
-    @property
-    def error_code(self) -> str:
-        """The code on the wire for a file that is not ok."""
-        return "invalid_n_examples" if set(self.faults_by_rule) == {"too_few_examples"} else f"invalid_{self.param}"
-
-    @property
-    def summary(self) -> str:
-        """One sentence for a person; the first fault stands for all."""
-        if self.ok:
-            return f"{self.rows:,} rows, {self.tokens:,} tokens, {self.trained_tokens:,} of them trained on"
-        first = self.faults[0]
-        if self.fault_count == 1 and first.line is None:
-            return first.message
-        where = f"line {first.line}" if first.line else "the file"
-        field = f", {first.path}" if first.path else ""
-        more = f" ({self.fault_count:,} faults in {self.faulty_lines:,} lines)" if self.fault_count > 1 else ""
-        return f"Invalid file format. {where[0].upper()}{where[1:]}{field}: {first.message}{more}"
-
-    def dataset_ref(self, prefix: str, key: str) -> DatasetRef:
-        """The reference a run is given to the dataset stored under `prefix` with this cache key."""
-        return DatasetRef(
-            prefix=prefix, sha256=key, rows=self.rows, tokens=self.tokens, trained_tokens=self.trained_tokens, longest=self.longest
-        )
-
-
-class CheckRequest(Frozen):
-    """What is to be checked, and how."""
-
-    path: str = Field(description="The file.")
-    method: str
-    model_dir: str = Field(description="Directory of the base model: tokenizer, chat template.")
-    max_length: int = Field(ge=16)
-    overlong: Literal["truncate", "drop", "error"]
-    min_rows: int = Field(10, ge=1)
-    out_dir: str | None = Field(None, description="Where the tokenised dataset is written when the file has no faults.")
-    limit: int = Field(50, ge=1, le=10_000, description="Faults that are listed; all are counted.")
-    param: Literal["training_file", "validation_file"] = "training_file"
-
-    @field_validator("method")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        return get(name).name
-
-
-def cache_key(
-    *, file_sha256: str, model_revision: str, tokenizer_hash: str, method: str, max_length: int, overlong: str
-) -> str:
+def cache_key(*, file_sha256: str, model_revision: str, tokenizer_hash: str, method: str, max_length: int, overlong: str) -> str:
     """Name of a tokenised dataset: sha256 (hex) over everything that decides its bytes."""
     parts = ["tunesmith-dataset", DATASET_FORMAT, file_sha256, model_revision, tokenizer_hash, method, max_length, overlong]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -134,36 +43,34 @@ def check(request: CheckRequest, on_progress: OnProgress | None = None) -> DataR
     with open(request.path, "rb") as file:
         reader = LineReader(file)
         try:
-            tokenizer = open_tokenizer(Path(request.model_dir))
+            tokenizer = open_tokenizer(Path(request.model_dir), request.today)
         except ValueError as error:
             fault = Fault("", "base_model", f"the base model can't encode conversations: {error}", "Choose another base model.")
             return failed_report(request, fault, sha256=reader.sha256())
         with DatasetWriter(Path(request.out_dir)) if request.out_dir else nullcontext() as writer:
-            return _Pass(request, tokenizer, reader, writer, on_progress or _quiet).report()
+            return _Pass(request, tokenizer, reader, writer, on_progress or quiet).report()
 
 
-def failed_report(
-    request: CheckRequest, fault: Fault, *, sha256: str = "", failure: Literal["memory", "time", "crash", "storage"] | None = None
-) -> DataReport:
-    """The report of a check that could not look at the rows."""
-    return DataReport(
-        param=request.param,
-        sha256=sha256,
-        faults=[_line_fault(None, fault)],
-        fault_count=1,
-        faults_by_rule={fault.rule: 1},
-        complete=False,
-        failure=failure,
-    )
-
-
-def _quiet(rows: int, bytes_read: int) -> None:
+def quiet(rows: int, bytes_read: int) -> None:
     """Progress that no one asked for."""
 
 
-def _line_fault(line: int | None, fault: Fault) -> LineFault:
-    """Cut to lengths that a report can hold: parts of paths and messages come out of the file."""
-    return LineFault(line=line, path=fault.path[:200], rule=fault.rule, message=fault.message[:500], hint=fault.hint[:300])
+class _Faults:
+    """The first faults in full, all of them counted. They are recorded in the order of lines."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.listed: list[LineFault] = []
+        self.by_rule: Counter[str] = Counter()
+        self.lines = 0
+        self._last_line: int | None = None
+
+    def record(self, line: int | None, fault: Fault) -> None:
+        self.by_rule[fault.rule] += 1
+        self.lines += line not in (None, self._last_line)
+        self._last_line = line
+        if len(self.listed) < self.limit:
+            self.listed.append(line_fault(line, fault))
 
 
 class _Pass:
@@ -175,8 +82,7 @@ class _Pass:
         self.request, self.tokenizer, self.reader, self.writer, self.on_progress = request, tokenizer, reader, writer, on_progress
         self.method = get(request.method)
         self.counts: Counter[str] = Counter()
-        self.by_rule: Counter[str] = Counter()
-        self.faults: list[LineFault] = []
+        self.faults = _Faults(request.limit)
         self.longest = self.longest_uncut = 0
         self.pending: list[tuple[int, Row]] = []
         self.pending_faults: list[tuple[int, Fault]] = []
@@ -199,10 +105,10 @@ class _Pass:
             truncated_rows=self.counts["truncated_rows"],
             dropped_rows=self.counts["dropped_rows"],
             rows_without_trained_tokens=self.counts["rows_without_trained_tokens"],
-            faults=self.faults,
-            fault_count=self.by_rule.total(),
-            faulty_lines=self.counts["faulty_lines"],
-            faults_by_rule=dict(self.by_rule),
+            faults=tuple(self.faults.listed),
+            fault_count=self.faults.by_rule.total(),
+            faulty_lines=self.faults.lines,
+            faults_by_rule=dict(self.faults.by_rule),
             complete=complete,
         )
 
@@ -210,13 +116,12 @@ class _Pass:
         """Every line; False when the file is not worth reading to its end."""
         if refusal := self.reader.refusal():
             self._record(1, refusal)
-            self.counts["faulty_lines"] += 1
             return False
         for number, line in self._lines():
             self._take(number, line)
             if len(self.pending) >= BATCH_ROWS or self.pending_bytes >= BATCH_BYTES or len(self.pending_faults) >= BATCH_ROWS:
                 self._flush()
-                if self.counts["faulty_lines"] >= MAX_FAULTY_LINES:
+                if self.faults.lines >= MAX_FAULTY_LINES:
                     return False
         self._flush()
         return True
@@ -236,14 +141,16 @@ class _Pass:
     def _take(self, number: int, line: bytes | Fault) -> None:
         """Look at one line; queue it for tokenising when its form is right."""
         row = line if isinstance(line, Fault) else parse_row(line)
-        if not (isinstance(row, Fault) and row.rule == "blank_line"):
-            self.counts["examples"] += 1
-        faults = [row] if isinstance(row, Fault) else self._check_row(number, row)
+        if isinstance(row, Fault):
+            self.counts["examples"] += row.rule != "blank_line"
+            self.pending_faults.append((number, row))
+            return
+        self.counts["examples"] += 1
+        faults = self._check_row(number, row)
         self.pending_faults.extend((number, fault) for fault in faults)
-        self.counts["faulty_lines"] += bool(faults)
-        if not faults and not isinstance(row, Fault):
+        if not faults:
             self.pending.append((number, row))
-            self.pending_bytes += len(line)
+            self.pending_bytes += len(line) if isinstance(line, bytes) else 0
 
     def _check_row(self, number: int, row: Row) -> list[Fault]:
         shape = shape_of(row)
@@ -261,7 +168,6 @@ class _Pass:
             fault = result if isinstance(result, Fault) else self._keep(result)
             if fault:
                 self.pending_faults.append((number, fault))
-                self.counts["faulty_lines"] += 1
         for number, fault in sorted(self.pending_faults, key=lambda item: item[0]):
             self._record(number, fault)
         self.pending, self.pending_faults, self.pending_bytes = [], [], 0
@@ -291,41 +197,26 @@ class _Pass:
             return
         self.counts.update(rows=1, tokens=len(row), trained_tokens=trained, truncated_rows=int(cut))
         self.longest = max(self.longest, len(row))
-        if self.writer and not self.by_rule:
+        if self.writer and not self.faults.by_rule:
             self.writer.append(row)
 
     def _record(self, line: int | None, fault: Fault) -> None:
-        if not self.by_rule and self.writer:
+        if self.writer and not self.faults.by_rule:
             self.writer.discard()
-        self.by_rule[fault.rule] += 1
-        if len(self.faults) < self.request.limit:
-            self.faults.append(_line_fault(line, fault))
+        self.faults.record(line, fault)
 
     def _judge_whole(self) -> None:
         """Faults that no single line has."""
-        examples, minimum = self.counts["examples"], self.request.min_rows
+        examples, minimum, found = self.counts["examples"], self.request.min_rows, self.faults.by_rule
         name = "Training" if self.request.param == "training_file" else "Validation"
-        if examples == 0 and not self.by_rule:
+        if examples == 0 and not found:
             self._record(None, Fault("", "empty_file", f"{name} file is empty", "Upload JSON Lines: one JSON object per line."))
-        elif examples < minimum and not self.by_rule.keys() & {"compressed", "binary", "bad_encoding"}:
+        elif examples < minimum and not found.keys() & NOT_JSON_LINES:
             message = f"{name} file has {examples} example(s), but must have at least {minimum} examples"
             self._record(None, Fault("", "too_few_examples", message))
-        elif self.counts["rows"] == 0 and not self.by_rule:
+        elif self.counts["rows"] == 0 and not found:
             self._record(None, Fault("", "no_rows_left", self._why_none_left(), "Raise max_length."))
 
     def _why_none_left(self) -> str:
         dropped, lost, longest = self.counts["dropped_rows"], self.counts["rows_without_trained_tokens"], self.request.max_length
         return f"no row is left with max_length {longest:,}: {dropped:,} are longer, {lost:,} lost every token that carries loss when cut"
-
-
-def throttled(report: OnProgress, seconds: float = 1.0) -> OnProgress:
-    """`report`, called at most once in `seconds`."""
-    last = 0.0
-
-    def maybe(rows: int, bytes_read: int) -> None:
-        nonlocal last
-        if (now := time.monotonic()) - last >= seconds:
-            last = now
-            report(rows, bytes_read)
-
-    return maybe

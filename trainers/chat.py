@@ -1,8 +1,7 @@
 """Conversations as tokens, through the model's own tokenizer and chat template. No torch, no transformers.
 
-Renders as transformers' `apply_chat_template` does (sandboxed Jinja with the same filters and globals)
-and finds which tokens an assistant wrote. Knows nothing of files or rows. Called by the methods when
-data is encoded, and by evaluation and the examples for prompts.
+Gives the tokens of transformers' `apply_chat_template` and finds which of them an assistant wrote. Knows
+nothing of rows. Called by the methods when data is encoded, and by evaluation and the examples for prompts.
 """
 
 from __future__ import annotations
@@ -12,20 +11,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.exceptions
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.utils
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Encoding, Tokenizer
 
+from trainers.chat_template import ChatTemplate, TemplateError
 from trainers.method import Encoded, Fault
 
 Message = Mapping[str, Any]
@@ -59,37 +53,38 @@ class Conversation:
 class ChatTokenizer:
     """A tokenizer with its chat template. Open it once and encode in batches: those use all cores."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str, special_tokens: Mapping[str, str], eos_ids: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, eos_ids: frozenset[int]) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
         """Tokens that end generation."""
-        self._special_tokens = dict(special_tokens)
-        environment = _environment()
-        try:
-            self._template = environment.from_string(template)
-            literals = _literals(environment, template)
-        except jinja2.TemplateError as error:
-            raise TokenizerUnusable(f"the chat template does not compile: {error}") from error
-        added = tokenizer.get_added_tokens_decoder().values()
+        self._template = template
+        added, own = tokenizer.get_added_tokens_decoder().values(), template.literals
         self._control_tokens = tuple(token.content for token in added if token.special)
         self._control = _any_of(self._control_tokens)
         # Tokens the template writes between turns are control tokens even where the tokenizer does not call them
         # special. An assistant may write them: "<think>" is one of them.
-        written = [token.content for token in added if not token.special and not token.content.isspace() and token.content in literals]
+        written = [token.content for token in added if not token.special and not token.content.isspace() and token.content in own]
         self._control_outside_assistant = _any_of((*self._control_tokens, *written))
 
     @classmethod
-    def open(cls, directory: Path) -> ChatTokenizer:
-        """The tokenizer in a model's directory. Raises TokenizerUnusable when it or its chat template is missing."""
+    def open(cls, directory: Path, today: date | None = None) -> ChatTokenizer:
+        """The tokenizer in a model's directory. Raises TokenizerUnusable when it or its chat template is missing.
+
+        `today` is what a template that asks for the date is told, the present day unless given.
+        """
         config = _read_json(directory / "tokenizer_config.json")
         try:
             tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as error:  # the Rust side raises plain Exception for a missing or broken file
             raise TokenizerUnusable(f"tokenizer.json can't be read: {error}") from error
         special = _special_tokens(config)
-        return cls(tokenizer, _read_template(directory, config), special, _eos_ids(directory, tokenizer, special))
+        try:
+            template = ChatTemplate(_read_template(directory, config), special, today or date.today())
+        except (TemplateError, RecursionError) as error:
+            raise TokenizerUnusable(f"the chat template does not compile: {error}") from error
+        return cls(tokenizer, template, _eos_ids(directory, tokenizer, special))
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> Encoded:
         """A whole conversation as tokens; weights are above 0 on what assistants wrote, their end of turn included.
@@ -119,13 +114,11 @@ class ChatTokenizer:
     def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None, *, generation_prompt: bool = False
     ) -> str:
-        """The conversation as text. Raises jinja2.TemplateError where the template refuses it."""
+        """The conversation as text. Raises chat_template.TemplateError where the template refuses it."""
         return self._render([_for_template(message) for message in messages], tools, generation_prompt)
 
     def _render(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None, generation_prompt: bool) -> str:
-        return self._template.render(
-            messages=messages, tools=tools or None, documents=None, add_generation_prompt=generation_prompt, **self._special_tokens
-        )
+        return self._template.render(messages, tools, generation_prompt)
 
     def _render_spans(self, conversation: Conversation) -> tuple[str, list[Span]] | Fault:
         """The conversation's text and the character spans [start, end) that carry loss."""
@@ -133,11 +126,12 @@ class ChatTokenizer:
             messages = [_for_template(message) for message in conversation.messages]
             self._refuse_control_tokens(messages, conversation.tools)
             text = self._render(messages, conversation.tools, False)
+            _refuse_half_characters(text)
             trained = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant" and message.get("weight", 1)]
             return text, [self._turn(text, messages, i, conversation.tools) for i in trained]
         except EncodeError as error:
             return error.fault
-        except jinja2.TemplateError as error:
+        except TemplateError as error:
             return Fault("messages", "template", f"the model's chat template refuses this conversation: {error}", _TEMPLATE_HINT)
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             # A template is a program of its own; what it trips over is the row as it sees it.
@@ -169,13 +163,19 @@ class ChatTokenizer:
         _refuse(self._control_outside_assistant, tools, "tools")
 
 
-def tokenizer_fingerprint(directory: Path) -> str:
-    """sha256 over the files that decide how a conversation becomes tokens; absent files count as absent."""
-    digest = hashlib.sha256()
+def tokenizer_fingerprint(directory: Path, today: date | None = None) -> str:
+    """sha256 over all that decides how a conversation becomes tokens; absent files count as absent.
+
+    That is the model's files, the libraries that read them and, where a template asks for it, the date.
+    """
+    digest = hashlib.sha256(f"tokenizers {version('tokenizers')}, jinja2 {version('jinja2')}\n".encode())
+    dated = False
     for name in TOKENIZER_FILES:
         path = directory / name
         content = path.read_bytes() if path.is_file() else None
+        dated = dated or (content is not None and b"strftime_now" in content)
         digest.update(f"{name}:{None if content is None else len(content)}\n".encode() + (content or b""))
+    digest.update(f"{today or date.today()}\n".encode() if dated else b"")
     return digest.hexdigest()
 
 
@@ -186,12 +186,35 @@ def _label(encoding: Encoding, spans: list[Span]) -> Encoded:
     """Tokens and weights; a token belongs to the span in which it starts."""
     ids = np.array(encoding.ids, dtype=np.uint32)
     weights = np.zeros(len(ids), dtype=np.float32)
-    if spans:
-        starts = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[:, 0]
-        for first, last in np.searchsorted(starts, np.array(spans)):
-            weights[first:last] = 1.0
-        weights[:1] = 0.0  # nothing comes before the first token to predict it from
+    for start, end in spans:
+        weights[_first_from(encoding, start) : _first_from(encoding, end)] = 1.0
+    weights[:1] = 0.0  # nothing comes before the first token to predict it from
     return Encoded(ids, weights)
+
+
+def _first_from(encoding: Encoding, position: int) -> int:
+    """The first token that starts at this character or after it. Looking up two of them beats copying all offsets out of Rust."""
+    token = encoding.char_to_token(position)
+    if token is None:  # the end of the text, or a character that became no token
+        return next((i for i, (start, _) in enumerate(encoding.offsets) if start >= position), len(encoding))
+    while token < len(encoding) and _start(encoding, token) < position:
+        token += 1
+    return token
+
+
+def _start(encoding: Encoding, token: int) -> int:
+    chars = encoding.token_to_chars(token)
+    assert chars is not None, "special tokens are in the text, so every token has a place there"
+    return chars[0]
+
+
+def _refuse_half_characters(text: str) -> None:
+    """Raise EncodeError for a lone surrogate. The JSON of a row can't hold one, but the JSON within a call's arguments can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = "the text holds half of a surrogate pair, which is no character"
+        raise EncodeError(Fault("messages", "lone_surrogate", message, "Look at the arguments of tool calls.")) from error
 
 
 def _for_template(message: Message) -> dict[str, Any]:
@@ -240,67 +263,6 @@ def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}` marks assistant text for transformers; here it renders its body and nothing else."""
-
-    tags = {"generation"}  # noqa: RUF012  (Jinja's own way of declaring a tag)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as transformers sets it up. The date is taken once: a check that runs past midnight stays consistent."""
-    now = datetime.now()
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = now.strftime
-    environment.globals["namespace"] = _Namespace
-    return environment
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """Jinja's namespace without names that begin with an underscore, by which templates have left the sandbox."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # no `self`: a template may store an attribute of that name
-        attributes = dict(*args[1:], **kwargs)
-        for name in attributes:
-            _refuse_private(name)
-        jinja2.utils.Namespace.__init__(args[0], attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_private(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace can't hold {name!r}: names with an underscore first are private")
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
-) -> str:
-    # Jinja's own filter escapes HTML characters, which no template wants.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _literals(environment: ImmutableSandboxedEnvironment, template: str) -> str:
-    """All text the template can write by itself, parts kept apart by NUL."""
-    tree = environment.parse(template)
-    parts = [node.data for node in tree.find_all(jinja2.nodes.TemplateData)]
-    parts += [node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
-    return "\0".join(parts)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
@@ -319,7 +281,7 @@ def _read_template(directory: Path, config: Mapping[str, Any]) -> str:
         return path.read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):  # an older form: several templates with names
-        template = {item["name"]: item["template"] for item in template}.get("default")
+        template = next((item.get("template") for item in template if isinstance(item, dict) and item.get("name") == "default"), None)
     if not isinstance(template, str):
         raise TokenizerUnusable("the model has no chat template")
     return template
@@ -339,8 +301,6 @@ def _eos_ids(directory: Path, tokenizer: Tokenizer, special: Mapping[str, str]) 
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         value = _read_json(directory / name).get("eos_token_id")
-        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+        ids.update(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int))
     own = tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
     return frozenset(ids | ({own} if own is not None else set()))
-
-

@@ -1,164 +1,69 @@
-"""Tokenised datasets on disk, the order in which rows are seen, and batches.
+"""The order in which a dataset's rows are seen, and batches of them.
 
-Torch is needed by `collate` only. Knows nothing of chat, methods or models. The data check writes a
-dataset once per content; the training loop and evaluation read it, memory-mapped.
-
-On disk, little-endian, in one directory:
-    ids.u32       [tokens] uint32       token ids of all rows, end to end
-    weights.f16   [tokens] float16      weight of predicting each token; the first of each row is 0
-    rows          [rows]   (int64 end, float32 trained)   where each row ends, and the sum of its weights
-    meta.json     counts and the format's version; written last, so that it means completeness
+Torch is needed by `collate` only. Knows nothing of chat, methods or models. Called by the training loop
+and by evaluation; the files themselves are tokenised.py's business.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import struct
+import fcntl
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from trainers.method import Encoded
+from trainers import manifest
+from trainers.spec import DatasetRef
+from trainers.storage import Storage
+from trainers.tokenised import DatasetUnreadable, Indices, TokenisedDataset
 
 if TYPE_CHECKING:
     import torch
 
-DATASET_FORMAT = 1
-"""Version of the layout; part of the cache key, so a change here makes every dataset anew."""
-Indices = npt.NDArray[np.int64]
-IDS, WEIGHTS, ROWS, META = "ids.u32", "weights.f16", "rows", "meta.json"
-FILES = (IDS, WEIGHTS, ROWS)
-ROW_DTYPE = np.dtype([("end", "<i8"), ("trained", "<f4")])
+    from trainers.method import Encoded
+
+__all__ = ["Batch", "DatasetUnreadable", "Indices", "Sampler", "TokenisedDataset", "collate", "fetch_dataset", "micro_batches", "pad"]
+
 MEGA_BATCH = 64
 """Batches whose rows are sorted by length together: long enough for near-equal lengths, short enough to stay shuffled."""
 
 
-class DatasetUnreadable(ValueError):
-    """The directory holds no complete dataset of this format."""
+def fetch_dataset(ref: DatasetRef, storage: Storage, cache: Path) -> TokenisedDataset:
+    """The dataset, read in place on local storage, otherwise copied below `cache` once.
+
+    Every file is checked against the manifest first. Raises ManifestBroken naming what differs.
+    """
+    listed = manifest.read(storage, ref.prefix)
+    directory = storage.local_path(ref.prefix)
+    if directory is None:
+        directory = cache / ref.prefix
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{directory}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of the workers of one machine one copies, the others wait
+            if not _holds(directory, listed):
+                _copy(listed, ref, storage, directory)
+    elif not _holds(directory, listed):
+        raise manifest.ManifestBroken(f"the files of {ref.prefix} are not what its manifest says")
+    return TokenisedDataset.open(directory)
 
 
-class DatasetWriter:
-    """Appends rows to a new dataset in constant memory. Use it as a context; leaving it by an error leaves no meta.json."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / META).unlink(missing_ok=True)
-        self.directory = directory
-        self._ids, self._weights, self._rows = (open(directory / name, "wb") for name in FILES)  # noqa: SIM115  (closed in __exit__)
-        self._end, self._longest, self._count, self._trained = 0, 0, 0, 0
-        self._discarded = False
-
-    def append(self, row: Encoded) -> None:
-        """Add one row of at least one token."""
-        assert len(row) > 0, "a row has tokens"
-        weights = row.weights.astype("<f2")
-        self._end += len(row)
-        self._count += 1
-        self._longest = max(self._longest, len(row))
-        self._trained += int(np.count_nonzero(weights))
-        self._ids.write(row.input_ids.astype("<u4").tobytes())
-        self._weights.write(weights.tobytes())
-        self._rows.write(struct.pack("<qf", self._end, weights.sum(dtype=np.float32)))
-
-    def discard(self) -> None:
-        """Give up: close and remove what was written. Leaving the context afterwards does nothing more."""
-        self._discarded = True
-        for file, name in zip((self._ids, self._weights, self._rows), FILES, strict=True):
-            _close(file, durable=False)
-            (self.directory / name).unlink()
-
-    def __enter__(self) -> DatasetWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._discarded:
-            return
-        for file in (self._ids, self._weights, self._rows):
-            _close(file, durable=kind is None)
-        if kind is None:
-            self._write_meta()
-
-    def _write_meta(self) -> None:
-        meta = {
-            "format": DATASET_FORMAT,
-            "rows": self._count,
-            "tokens": self._end,
-            "trained_tokens": self._trained,
-            "longest": self._longest,
-        }
-        with open(self.directory / META, "w", encoding="utf-8") as file:
-            json.dump(meta, file)
-            _close(file, durable=True)
+def _holds(directory: Path, listed: manifest.Manifest) -> bool:
+    return set(listed.files) <= set(manifest.describe(directory))
 
 
-def _close(file: IO[Any], *, durable: bool) -> None:
-    with file:
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-
-
-@dataclass(frozen=True, slots=True)
-class TokenisedDataset:
-    """A dataset as memory maps: nothing is read before it is asked for."""
-
-    ids: npt.NDArray[np.uint32]
-    """[tokens]"""
-    weights: npt.NDArray[np.float16]
-    """[tokens]"""
-    ends: Indices
-    """[rows] position after each row's last token."""
-    trained: npt.NDArray[np.float32]
-    """[rows] sum of the row's weights."""
-    trained_tokens: int
-    """Tokens with a weight above 0."""
-
-    @classmethod
-    def open(cls, directory: Path) -> TokenisedDataset:
-        """The dataset in `directory`. Raises DatasetUnreadable when it is incomplete, damaged in size or of another format."""
-        meta = _read_meta(directory)
-        rows = _map(directory / ROWS, ROW_DTYPE, meta["rows"])
-        ids = _map(directory / IDS, np.dtype("<u4"), meta["tokens"])
-        weights = _map(directory / WEIGHTS, np.dtype("<f2"), meta["tokens"])
-        if len(rows) and int(rows["end"][-1]) != meta["tokens"]:
-            raise DatasetUnreadable(f"{directory / ROWS} does not end where the tokens end")
-        return cls(ids, weights, rows["end"], rows["trained"], meta["trained_tokens"])
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @property
-    def lengths(self) -> Indices:
-        """[rows] tokens of each row."""
-        return np.diff(self.ends, prepend=0)
-
-    def row(self, index: int) -> Encoded:
-        """One row."""
-        start, end = (int(self.ends[index - 1]) if index else 0), int(self.ends[index])
-        return Encoded(self.ids[start:end], self.weights[start:end].astype(np.float32))
-
-
-def _read_meta(directory: Path) -> dict[str, int]:
+def _copy(listed: manifest.Manifest, ref: DatasetRef, storage: Storage, directory: Path) -> None:
+    """Copy whole or not at all. The name of what is being copied is always the same, so a killed copy is cleared by the next."""
+    partial = directory.with_name(f".{directory.name}")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        meta = json.loads((directory / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetUnreadable(f"{directory} holds no complete dataset: {error}") from error
-    if meta.get("format") != DATASET_FORMAT:
-        raise DatasetUnreadable(f"{directory} has dataset format {meta.get('format')}, this version reads {DATASET_FORMAT}")
-    return meta
-
-
-def _map(path: Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-    expected = count * dtype.itemsize
-    actual = path.stat().st_size if path.is_file() else None
-    if actual != expected:
-        raise DatasetUnreadable(f"{path} has {actual} bytes, {expected} expected")
-    return np.memmap(path, dtype, mode="r") if count else np.empty(0, dtype)  # an empty file can't be mapped
+        manifest.fetch(storage, ref.prefix, listed.files, partial)
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class Sampler:
@@ -235,10 +140,14 @@ class Batch:
 
 
 def collate(dataset: TokenisedDataset, indices: Sequence[int] | Indices) -> Batch:
+    """The rows of a dataset as one batch."""
+    return pad([dataset.row(int(index)) for index in indices])
+
+
+def pad(rows: Sequence[Encoded]) -> Batch:
     """The rows as one batch. No rows give a single row of padding without weight, so that every rank has a step to run."""
     import torch
 
-    rows = [dataset.row(int(index)) for index in indices]
     lengths = [len(row) for row in rows] or [0]
     ids = np.zeros((len(lengths), max(2, *lengths) if rows else 2), dtype=np.int64)
     weights = np.zeros(ids.shape, dtype=np.float32)

@@ -6,12 +6,13 @@ the tokenizer; `open_tokenizer` loads what it needs when called.
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.data import DATASET_FORMAT, DatasetWriter
 from trainers.method import Encoded, Fault, Method, Row, shape_of
 from trainers.methods.supervised import Supervised
+from trainers.tokenised import DATASET_FORMAT, DatasetWriter
 
 if TYPE_CHECKING:
     from trainers.chat import ChatTokenizer
@@ -42,15 +43,15 @@ def get(name: str) -> Method:
     return METHODS[name]
 
 
-def open_tokenizer(directory: Path) -> ChatTokenizer:
-    """The chat tokenizer of a model's directory. Raises chat.TokenizerUnusable, a ValueError."""
+def open_tokenizer(directory: Path, today: date | None = None) -> ChatTokenizer:
+    """The chat tokenizer of a model's directory, see chat.ChatTokenizer.open. Raises chat.TokenizerUnusable, a ValueError."""
     from trainers.chat import ChatTokenizer
 
-    return ChatTokenizer.open(directory)
+    return ChatTokenizer.open(directory, today)
 
 
-def tokenizer_fingerprint(directory: Path) -> str:
-    """sha256 over the files that decide how a conversation becomes tokens."""
+def tokenizer_fingerprint(directory: Path, today: date | None = None) -> str:
+    """sha256 over all that decides how a conversation becomes tokens, see chat.tokenizer_fingerprint."""
     from trainers.chat import tokenizer_fingerprint
 
-    return tokenizer_fingerprint(directory)
+    return tokenizer_fingerprint(directory, today)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainers.method import Encoded, Fault, Row, Scores, shape_of
 
@@ -81,7 +83,9 @@ def _wrong_shape(row: Row) -> Fault:
     hint = 'A supervised row is {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}.'
     if shape := shape_of(row):
         return Fault("", "row_shape", f"this is a {shape} row; method supervised takes chat rows", hint)
-    return Fault("messages", "missing_field", "the row has no messages", _nearest("messages", row.keys()) or hint)
+    return Fault(
+        "messages", "missing_field", "the row has no messages", _nearest("messages", [key[:64] for key in islice(row, 64)]) or hint
+    )
 
 
 def _check_messages(messages: Any) -> list[Fault]:
@@ -209,9 +213,13 @@ def _check_called(function: Any, path: str) -> Iterator[Fault]:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json.loads(text, parse_constant=_refuse_constant), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _check_tools(row: Row) -> Iterator[Fault]:
@@ -268,9 +276,14 @@ def _wrong_type(path: str, expected: str, value: Any) -> Fault:
     return Fault(path, "wrong_type", f"must be {expected}, not {_short(value)}")
 
 
-def _nearest(word: str, known: Collection[str]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     """A question that offers the nearest of the known words, "" when none is near."""
-    near = difflib.get_close_matches(word[:64].lower(), known, n=1)
+    return _near(word[:64].lower(), tuple(known))
+
+
+@lru_cache(maxsize=256)
+def _near(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)  # slow, and the same misspelling is in every row
     return f"Did you mean {near[0]!r}?" if near else ""
 
 

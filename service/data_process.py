@@ -1,0 +1,256 @@
+"""The data check in a process of its own, with limits: rows and chat templates come from outside.
+
+`run_check` is the parent's half, called by validation.py and by `tunesmith files check`; `main` is the
+child's. The order goes in on standard input; progress and, last, the report come out as lines of JSON on
+standard output, so nothing is left behind when either is killed. What is checked is datasets.py's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from service.data_report import CheckRequest, DataReport, Failure, failed_report
+from service.datasets import OnProgress, check, quiet
+from trainers.registry import Fault
+from trainers.spec import Frozen
+
+MAX_REPORT_BYTES = 32 * 2**20
+"""Longest line taken from the child; a report of 10,000 faults fits."""
+LAST_WORDS_BYTES = 4096
+PROGRESS_SECONDS = 1.0
+EXIT_MEMORY, EXIT_SIZE, EXIT_STORAGE = 70, 71, 74
+RUST_OUT_OF_MEMORY = "memory allocation of"
+"""How Rust's allocator, and so the tokenizer, ends a process."""
+_ENDED: dict[Failure, tuple[str, str, str]] = {
+    "memory": ("check_memory", "checking the file needed more memory than it may use", "Shorten the longest rows or split them."),
+    "time": ("check_time", "checking the file took longer than it may", "Split the file, or choose another base model."),
+    "size": ("check_size", "the tokenised rows take more space than they may", "Split the file, or choose another base model."),
+    "crash": ("check_crashed", "the process that checked the file ended without a report", ""),
+    "storage": ("check_storage", "a file could not be read or written while the rows were checked", "Try again."),
+}
+"""Rule, message and hint for each way in which the check itself ends early."""
+
+
+_Progress = TypeAdapter(tuple[int, int])
+
+
+class _Order(Frozen):
+    """What the child is told."""
+
+    request: CheckRequest
+    memory_bytes: int
+    cpu_seconds: int
+    parent: int
+
+
+async def run_check(request: CheckRequest, *, memory_bytes: int, timeout: timedelta, on_progress: OnProgress | None = None) -> DataReport:
+    """`datasets.check` in a limited process. Whatever becomes of that process, the answer is a report.
+
+    `memory_bytes` bounds its address space, `timeout` its wall clock (and, times the cores, its processor
+    time). `request.out_dir` must be a new or empty directory; it is removed unless the report is ok.
+    When the caller is cancelled or dies, the process dies with it.
+    """
+    cpu_seconds = int(timeout.total_seconds() * (os.cpu_count() or 1)) + 3
+    order = _Order(request=request, memory_bytes=memory_bytes, cpu_seconds=cpu_seconds, parent=os.getpid())
+    ok = False
+    try:
+        report = await _supervise(order, timeout, on_progress or quiet)
+        ok = report.ok
+        return report
+    finally:
+        if request.out_dir and not ok:
+            shutil.rmtree(request.out_dir, ignore_errors=True)
+
+
+async def _supervise(order: _Order, timeout: timedelta, on_progress: OnProgress) -> DataReport:
+    try:
+        process = await _spawn()
+    except OSError as error:
+        return _failed(order, "storage", str(error))
+    try:
+        async with _ended_afterwards(process) as last_words, asyncio.timeout(timeout.total_seconds()):
+            report = await _talk(process, order, on_progress)
+    except TimeoutError:
+        return _failed(order, "time", f"limit {timeout.total_seconds():,.0f} s")
+    return _judged(order, process.returncode or 0, last_words.result(), report)
+
+
+async def _spawn() -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-sP", "-m", "service.data_process"),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=_environment(),
+        start_new_session=True,
+        limit=MAX_REPORT_BYTES,
+    )
+
+
+@asynccontextmanager
+async def _ended_afterwards(process: Process) -> AsyncGenerator[asyncio.Task[str]]:
+    """What the process says last on standard error, known at the end, when nothing of its group is left."""
+    assert process.stderr is not None
+    last_words = asyncio.create_task(_last_words(process.stderr))
+    try:
+        yield last_words
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        await last_words
+
+
+async def _talk(process: Process, order: _Order, on_progress: OnProgress) -> DataReport | None:
+    """Tell the child what to do and listen until it has ended; its report if it gave one."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(ConnectionError):  # it may die before it has read; its exit status tells more
+        process.stdin.write(order.model_dump_json().encode())
+        await process.stdin.drain()
+        process.stdin.close()
+    report: DataReport | None = None
+    while line := await _line(process.stdout):
+        said = _said(line)
+        if isinstance(said, DataReport):
+            report = said
+        elif said is not None:
+            on_progress(*said)
+    await process.wait()
+    return report
+
+
+def _said(line: bytes) -> tuple[int, int] | DataReport | None:
+    """Progress or the report; None for a line that is neither, such as one cut off by the child's death."""
+    with suppress(ValueError):
+        return _Progress.validate_json(line) if line.startswith(b"[") else DataReport.model_validate_json(line)
+    return None
+
+
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    """The next line, a blank one in place of one that is too long, b"" at the end."""
+    try:
+        return await stream.readline()
+    except ValueError:
+        return b"\n"
+
+
+async def _last_words(stream: asyncio.StreamReader) -> str:
+    """The last line of a stream, or the one in which Rust's allocator says that memory is out."""
+    end = b""
+    while piece := await stream.read(2**16):
+        end = (end + piece)[-LAST_WORDS_BYTES:]
+    lines = end.decode(errors="replace").strip().splitlines()
+    return next((line for line in reversed(lines) if RUST_OUT_OF_MEMORY in line), lines[-1] if lines else "")[:300]
+
+
+def _judged(order: _Order, status: int, last_words: str, report: DataReport | None) -> DataReport:
+    """The report, or one of why there is none."""
+    if status == 0 and report is not None:
+        return report
+    if status == EXIT_MEMORY or RUST_OUT_OF_MEMORY in last_words:
+        return _failed(order, "memory", f"limit {order.memory_bytes:,} bytes")
+    if status in (EXIT_SIZE, EXIT_STORAGE):
+        return _failed(order, "size" if status == EXIT_SIZE else "storage", last_words)
+    if status == -signal.SIGXCPU:
+        return _failed(order, "time", f"limit {order.cpu_seconds:,} s of processor time")
+    names = {number.value: number.name for number in signal.Signals}
+    ending = f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"
+    return _failed(order, "crash", f"{ending}; {last_words}" if last_words else ending)
+
+
+def _failed(order: _Order, failure: Failure, detail: str) -> DataReport:
+    rule, message, hint = _ENDED[failure]
+    return failed_report(order.request, Fault("", rule, f"{message} ({detail})", hint), failure=failure)
+
+
+def _environment() -> dict[str, str]:
+    """Only what Python needs: chat templates come from outside, and this process shall hold no secret."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH") if name in os.environ}
+    root = str(Path(__file__).resolve().parent.parent)
+    # Address space is limited: one malloc arena and one stack for each of many cores would use it up.
+    frugal = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": str(min(8, os.cpu_count() or 1))}
+    return kept | frugal | {"PYTHONPATH": root, "PYTHONUTF8": "1"}
+
+
+# --- the child ---
+
+
+def main() -> int:
+    """Read the order, check, write the report."""
+    order = _Order.model_validate_json(sys.stdin.buffer.read())
+    try:
+        _limit_self(order)
+        report = check(order.request, _throttled())
+        _say(report.model_dump_json())
+    except MemoryError:
+        return EXIT_MEMORY
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        return {errno.ENOMEM: EXIT_MEMORY, errno.EFBIG: EXIT_SIZE}.get(error.errno or 0, EXIT_STORAGE)
+    return 0
+
+
+def _limit_self(order: _Order) -> None:
+    """Give up rights before the first byte from outside is read."""
+    _die_with(order.parent)
+    os.nice(5)  # leases are renewed and runs report meanwhile, perhaps on the same cores
+    size = os.path.getsize(order.request.path)
+    for kind, limit in (
+        (resource.RLIMIT_AS, order.memory_bytes),
+        (resource.RLIMIT_CPU, order.cpu_seconds),
+        (resource.RLIMIT_FSIZE, 64 * 2**20 + 40 * size),  # tokens and weights take at most 6 bytes for each byte, headers more
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        # At the hard limit of processor time the kernel kills without a reason; the soft one says SIGXCPU.
+        resource.setrlimit(kind, (max(0, limit - 2) if kind == resource.RLIMIT_CPU else limit, limit))
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform != "linux":
+        return
+    prctl: Any = ctypes.CDLL(None).prctl
+    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _throttled() -> OnProgress:
+    """Progress as lines, at most one each `PROGRESS_SECONDS`."""
+    last = -PROGRESS_SECONDS
+
+    def report(rows: int, bytes_read: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= PROGRESS_SECONDS:
+            last = now
+            _say(f"[{rows},{bytes_read}]")
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())
