@@ -27,7 +27,7 @@ from service.reports import RunReports
 from service.runtime import Runtime, RuntimeUnavailable
 from service.store import Stale, Store, StoreUnavailable, Transaction
 from trainers import registry
-from trainers.spec import BaseModelRef, model_prefix
+from trainers.spec import BaseModelRef, model_prefix, published_prefix
 from trainers.storage import NoSuchObject, Storage, StorageDenied, StorageFull, StorageUnavailable
 
 T = TypeVar("T")
@@ -161,6 +161,10 @@ class App:
 
     async def list_artifacts(self, caller: Caller, job_id: str) -> list[Artifact]:
         """The published files of a succeeded job, by name."""
+        return (await self._published(caller, job_id))[1]
+
+    async def _published(self, caller: Caller, job_id: str) -> tuple[str, list[Artifact]]:
+        """The storage prefix of a succeeded job's artifacts, and what lies there."""
         _require(caller, "read")
         async with self._reading() as tx:
             job = await self._job(tx, caller, job_id)
@@ -169,15 +173,16 @@ class App:
             if await tx.model_is_deleted(job_id):
                 raise not_found("model", job.tuned_model or job_id)
         async with _available():
-            manifest = json.loads(await asyncio.to_thread(self._storage.get, f"{model_prefix(job_id)}/manifest.json"))
+            prefix = model_prefix(job_id, job.epoch)
+            manifest = json.loads(await asyncio.to_thread(self._storage.get, f"{prefix}/manifest.json"))
         artifacts = [Artifact(entry["name"], entry["bytes"], entry["sha256"]) for entry in manifest["files"]]
-        return sorted(artifacts, key=lambda artifact: artifact.name)
+        return prefix, sorted(artifacts, key=lambda artifact: artifact.name)
 
     async def artifact_content(self, caller: Caller, job_id: str, name: str) -> Content:
         """The bytes of one artifact."""
-        artifact = next((a for a in await self.list_artifacts(caller, job_id) if a.name == name), None)
-        artifact = _found(artifact, "artifact", name)
-        return await self._content(f"{model_prefix(job_id)}/{name}", name.rpartition("/")[2], artifact.bytes, artifact.sha256)
+        prefix, artifacts = await self._published(caller, job_id)
+        artifact = _found(next((a for a in artifacts if a.name == name), None), "artifact", name)
+        return await self._content(f"{prefix}/{name}", name.rpartition("/")[2], artifact.bytes, artifact.sha256)
 
     # Models
 
@@ -206,7 +211,7 @@ class App:
                 raise TunesmithError(ErrorCode.PERMISSION_DENIED, f"'{model}' is a base model; only tuned models can be deleted.", param="model")
             async with self._store.begin() as tx:
                 job_id = _found(await tx.delete_tuned_model(caller.project_id, model), "model", model, param="model")
-            await asyncio.to_thread(objects.delete_prefix, self._storage, f"{model_prefix(job_id)}/")
+            await asyncio.to_thread(objects.delete_prefix, self._storage, f"{published_prefix(job_id)}/")
 
     # Operation
 

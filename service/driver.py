@@ -25,12 +25,12 @@ from service.gangs import gang
 from service.jobs import FINAL, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
 from service.reports import planned_model_name
-from service.runtime import Observation, Runtime, RuntimeUnavailable, RunState
+from service.runtime import Observation, RunState, Runtime, RuntimeUnavailable
 from service.settings import Settings
 from service.store import Stale, Store, StoreUnavailable, Transaction
 from service.store.runs import Run
-from trainers.spec import RunSpec, model_prefix, run_prefix
-from trainers.storage import NoSuchObject, Storage
+from trainers.spec import RunSpec, model_prefix, published_prefix, run_prefix
+from trainers.storage import NoSuchObject, Storage, StorageUnavailable
 
 log = structlog.get_logger(__name__)
 GLANCE = timedelta(seconds=1)
@@ -57,7 +57,15 @@ class Driver:
     """The steps of all jobs of one scheduler."""
 
     def __init__(
-        self, owner: str, store: Store, storage: Storage, runtime: Runtime, validation: DataCheck, settings: Settings, metrics: Metrics, report_address: str
+        self,
+        owner: str,
+        store: Store,
+        storage: Storage,
+        runtime: Runtime,
+        validation: DataCheck,
+        settings: Settings,
+        metrics: Metrics,
+        report_address: str,
     ) -> None:
         self._owner, self._store, self._storage, self._runtime = owner, store, storage, runtime
         self._validation, self._settings, self._metrics = validation, settings, metrics
@@ -87,7 +95,7 @@ class Driver:
                 await self._steps[job.status](job)
             except Stale:
                 continue  # the job changed under the step: read it again
-            except (StoreUnavailable, RuntimeUnavailable) as error:
+            except (StoreUnavailable, RuntimeUnavailable, StorageUnavailable) as error:
                 log.warning("driver_waits", job=job_id, cause=str(error))
                 await self._glance()
 
@@ -139,7 +147,7 @@ class Driver:
             await tx.apply(current, advance(current, status, lease_owner=None, reason="", **ended), [Notice(f"The job has been {status}")])
         if status is JobStatus.CANCELLED:
             self._ended(job.id, "cancelled")
-            await asyncio.to_thread(objects.delete_prefix, self._storage, f"{model_prefix(job.id)}/")
+            await asyncio.to_thread(objects.delete_prefix, self._storage, f"{published_prefix(job.id)}/")
             await asyncio.to_thread(objects.delete_prefix, self._storage, f"runs/{job.id}/")
 
     # How a run ends
@@ -195,7 +203,8 @@ class Driver:
             await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
             last_saved = max((c.step for c in await tx.checkpoints(job.id)), default=0)
             if current.infra_failures >= self._settings.max_retries and last_saved <= (run.resumed_step or 0):
-                error = JobError(code=code, message=f"{cause}. Gave up after {current.epoch} runs.", cause="infrastructure", details={"log_tail": tail})
+                message = f"{cause}. Gave up after {current.epoch} runs."
+                error = JobError(code=code, message=message, cause="infrastructure", details={"log_tail": tail})
                 changed, notices = failed_job(current, error, tx.time)
             else:
                 changed, notices = requeued_job(current, run, cause, last_saved, backoff, tx.time)
@@ -293,7 +302,8 @@ class Driver:
         """The bytes of runs that were lost, and the token, are of no more use."""
         await asyncio.to_thread(self._storage.delete, f"{run_prefix(job.id, epoch)}/token")
         for old in range(1, epoch):
-            await asyncio.to_thread(objects.delete_prefix, self._storage, f"{run_prefix(job.id, old)}/")
+            for prefix in (run_prefix(job.id, old), model_prefix(job.id, old)):
+                await asyncio.to_thread(objects.delete_prefix, self._storage, f"{prefix}/")
 
     def _ended(self, job_id: str, outcome: str) -> None:
         self._metrics.run_ended(outcome)

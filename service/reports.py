@@ -107,7 +107,7 @@ class RunReports:
         finished = [report.finished for report in request.reports if report.WhichOneof("body") == "finished"]
         if not finished:
             return {}
-        prefix = model_prefix(request.job_id)
+        prefix = model_prefix(request.job_id, request.epoch)
         raw = await asyncio.to_thread(self._storage.get, f"{prefix}/manifest.json")
         if hashlib.sha256(raw).hexdigest() != finished[-1].manifest_sha256:
             raise invalid("the published manifest is not the one that was reported", "reports")

@@ -23,9 +23,7 @@ class Frozen(BaseModel):
 class Hyperparameters(Frozen):
     """OpenAI's hyperparameters. "auto" is resolved when the dataset is known, and written back to the job."""
 
-    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = Field(
-        default=AUTO, description="Passes over the training file."
-    )
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = Field(default=AUTO, description="Passes over the training file.")
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = Field(
         default=AUTO, description="Rows of one optimizer step, over all workers and micro-batches."
     )
@@ -41,7 +39,9 @@ class AdapterSpec(Frozen):
     r: int = Field(default=16, ge=1, le=512, description="Rank of the update.")
     alpha: int = Field(default=32, ge=1, le=2048, description="Scale: the update is multiplied by alpha / r.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    target_modules: Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(min_length=1, max_length=64)] = Field(
+    target_modules: (
+        Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(min_length=1, max_length=64)]
+    ) = Field(
         default="all-linear", description='"all-linear" (all but the output head) or names of linear modules, e.g. ["q_proj", "v_proj"].'
     )
 
@@ -50,7 +50,9 @@ class TrainingSpec(Frozen):
     """How the adapter is trained."""
 
     learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Peak learning rate of AdamW, before the multiplier.")
-    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Shape of the learning rate after warm-up; cosine and linear end at 0.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Shape of the learning rate after warm-up; cosine and linear end at 0."
+    )
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1, description="Share of the steps spent in linear warm-up.")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay of AdamW.")
     max_grad_norm: float = Field(default=1.0, gt=0, le=1e6, description="Global L2 norm that gradients are clipped to.")
@@ -63,7 +65,9 @@ class TrainingSpec(Frozen):
 class CheckpointSpec(Frozen):
     """When checkpoints are written and how many are kept."""
 
-    every_steps: int = Field(default=20, ge=1, le=1_000_000, description="Optimizer steps between two checkpoints; the last step always has one.")
+    every_steps: int = Field(
+        default=20, ge=1, le=1_000_000, description="Optimizer steps between two checkpoints; the last step always has one."
+    )
     keep: int = Field(default=3, ge=1, le=100, description="Newest complete checkpoints that are kept.")
 
 
@@ -77,7 +81,9 @@ class EarlyStopping(Frozen):
 class EvaluationSpec(Frozen):
     """When the validation file is scored."""
 
-    every_steps: int = Field(default=20, ge=1, le=1_000_000, description="Optimizer steps between two evaluations; the last step always has one.")
+    every_steps: int = Field(
+        default=20, ge=1, le=1_000_000, description="Optimizer steps between two evaluations; the last step always has one."
+    )
     early_stopping: EarlyStopping | None = Field(default=None, description="Off unless given.")
 
 
@@ -86,7 +92,12 @@ class ResourceSpec(Frozen):
 
     workers: int = Field(default=1, ge=1, le=4096, description="Data-parallel workers (world size).")
     gpus_per_worker: int = Field(default=0, ge=0, le=16, description="GPUs of each worker; 0 trains on the processor.")
-    cpus_per_worker: int | None = Field(default=None, ge=1, le=1024, description="Processor cores of each worker; by default all cores of the node divided by the workers on it.")
+    cpus_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Processor cores of each worker; by default all cores of the node divided by the workers on it.",
+    )
     engine: Literal["auto", "torch"] = Field(default="auto", description="How a step runs on devices: torch is plain (one worker) or DDP.")
 
 
@@ -147,7 +158,9 @@ class RunSpec(Frozen):
     storage_url: str = Field(description="file:///… or s3://bucket/prefix; credentials come from the node's environment.")
     report_address: str = Field(description="host:port of the gateway's Runs service.")
     tuned_model: str = Field(description="Name the finished adapter will be found under.")
-    resume_from: list[str] = Field(default=[], description="Prefixes of checkpoints of earlier runs, newest first; the first that verifies is taken.")
+    resume_from: list[str] = Field(
+        default=[], description="Prefixes of checkpoints of earlier runs, newest first; the first that verifies is taken."
+    )
 
     @property
     def run_id(self) -> str:
@@ -161,8 +174,8 @@ class RunSpec(Frozen):
 
     @property
     def model_prefix(self) -> str:
-        """Storage prefix of the published artifacts."""
-        return model_prefix(self.job_id)
+        """Storage prefix of what this run publishes."""
+        return model_prefix(self.job_id, self.epoch)
 
 
 def run_prefix(job_id: str, epoch: int) -> str:
@@ -170,6 +183,14 @@ def run_prefix(job_id: str, epoch: int) -> str:
     return f"runs/{job_id}/{epoch}"
 
 
-def model_prefix(job_id: str) -> str:
-    """Storage prefix of a job's published artifacts; `manifest.json` there means complete."""
+def published_prefix(job_id: str) -> str:
+    """Storage prefix of all that runs of the job published."""
     return f"models/{job_id}"
+
+
+def model_prefix(job_id: str, epoch: int) -> str:
+    """Storage prefix of what one run publishes; `manifest.json` there means complete.
+
+    The job's row names the run that counts, so a run that was given up can never write into what another published.
+    """
+    return f"{published_prefix(job_id)}/{epoch}"

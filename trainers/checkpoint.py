@@ -1,0 +1,164 @@
+"""Checkpoints: written off the training thread with their manifest last, verified when read, the oldest deleted.
+
+A checkpoint is the adapter in PEFT's own format and, below `state/`, what else it takes to go on: AdamW's moments, the
+cursor and the metrics so far. Random numbers need no place in it, see state.seed_step. Called by the loop on rank 0 to
+save, by `worker` on every rank to resume.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import load_file, save_file
+
+from trainers import manifest
+from trainers.manifest import Manifest, ManifestBroken
+from trainers.spec import RunSpec
+from trainers.state import Cursor, Snapshot, read_metrics, write_metrics
+from trainers.storage import Storage, StorageUnavailable
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+OPTIMIZER, CURSOR, METRICS = "state/optimizer.safetensors", "state/cursor.json", "state/metrics.csv"
+PATIENCE_SECONDS = 600.0
+"""How long the object store may be away before the run gives up."""
+T = TypeVar("T")
+_STEP = re.compile(r"/checkpoints/step-(\d+)$")
+OnSaved = Callable[[int, str, str, int], None]
+"""Called with step, prefix, the manifest's sha256 and the bytes of a checkpoint that is complete."""
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run, one at a time, in a thread of its own."""
+
+    def __init__(self, storage: Storage, spec: RunSpec, adapter_config: bytes, on_saved: OnSaved, kept: Sequence[str] = ()) -> None:
+        """`kept`: prefixes of complete checkpoints of earlier runs, which count among those that are kept."""
+        self._storage, self._spec, self._config, self._on_saved = storage, spec, adapter_config, on_saved
+        self._complete = sorted(kept, key=step_of)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Start writing; waits for the one before. Raises what that one ended with."""
+        self.wait()
+        self._thread = threading.Thread(target=self._save, args=(snapshot,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until everything is written. Raises what writing ended with."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _save(self, snapshot: Snapshot) -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="tunesmith-checkpoint-") as scratch:
+                write_snapshot(snapshot, self._config, Path(scratch))
+                patiently(lambda: self._store(snapshot.cursor.step, Path(scratch)))
+        except BaseException as error:
+            self._error = error
+
+    def _store(self, step: int, directory: Path) -> None:
+        prefix = f"{self._spec.run_prefix}/checkpoints/step-{step}"
+        facts = {"step": step, "spec": self._spec.model_dump(mode="json")}
+        digest, size = manifest.write(self._storage, prefix, directory, facts)
+        self._complete = sorted({*self._complete, prefix}, key=step_of)
+        self._on_saved(step, prefix, digest, size)
+        self._delete_oldest()
+
+    def _delete_oldest(self) -> None:
+        keep = self._spec.tunesmith.checkpoints.keep
+        oldest, self._complete = self._complete[:-keep], self._complete[-keep:]
+        for prefix in oldest:
+            manifest.remove(self._storage, prefix)
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """`action`, again with growing jittered pauses while the object store does not answer, for PATIENCE_SECONDS."""
+    deadline, pause = time.monotonic() + PATIENCE_SECONDS, 1.0
+    while True:
+        try:
+            return action()
+        except StorageUnavailable:
+            if time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, 30.0)
+
+
+def write_snapshot(snapshot: Snapshot, adapter_config: bytes, directory: Path) -> None:
+    """The files of a checkpoint; their bytes depend on the snapshot alone."""
+    (directory / "state").mkdir(parents=True)
+    write_adapter(snapshot, adapter_config, directory / "adapter")
+    save_file(snapshot.optimizer, directory / OPTIMIZER)
+    (directory / CURSOR).write_text(json.dumps(asdict(snapshot.cursor), sort_keys=True))
+    (directory / METRICS).write_bytes(write_metrics(snapshot.history))
+
+
+def write_adapter(snapshot: Snapshot, adapter_config: bytes, directory: Path) -> None:
+    """The adapter as plain PEFT loads it."""
+    directory.mkdir(parents=True)
+    save_file(snapshot.adapter, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    (directory / ADAPTER_CONFIG).write_bytes(adapter_config)
+
+
+def load(storage: Storage, prefix: str, spec: RunSpec) -> Snapshot:
+    """The checkpoint below `prefix`. Raises ManifestBroken unless it is complete, undamaged and of this job."""
+    found = manifest.read(storage, prefix)
+    _require_same_job(found, prefix, spec)
+    with tempfile.TemporaryDirectory(prefix="tunesmith-resume-") as scratch:
+        manifest.fetch(storage, prefix, found.files, Path(scratch))
+        return _read(Path(scratch), prefix)
+
+
+def first_good(storage: Storage, prefixes: Iterable[str], spec: RunSpec, refused: Callable[[str], None]) -> tuple[str, Snapshot] | None:
+    """The first checkpoint that verifies, with its prefix; `refused` is told why each one before it did not."""
+    for prefix in prefixes:
+        try:
+            return prefix, load(storage, prefix, spec)
+        except ManifestBroken as error:
+            refused(str(error))
+    return None
+
+
+def _require_same_job(found: Manifest, prefix: str, spec: RunSpec) -> None:
+    """A checkpoint of other data or settings would be continued without a word, and wrongly."""
+    theirs = found.facts.get("spec")
+    if not isinstance(theirs, dict) or _lasting(theirs) != _lasting(spec.model_dump(mode="json")):
+        raise ManifestBroken(f"{prefix} was made by a run with other settings")
+
+
+def _lasting(spec: dict[str, Any]) -> dict[str, Any]:
+    """What no run of a job may change; where it runs and with how many workers may."""
+    passing = {"epoch", "resume_from", "report_address", "storage_url"}
+    kept = {key: value for key, value in spec.items() if key not in passing}
+    return {**kept, "tunesmith": {key: value for key, value in spec.get("tunesmith", {}).items() if key not in ("resources", "priority")}}
+
+
+def _read(directory: Path, prefix: str) -> Snapshot:
+    try:
+        return Snapshot(
+            adapter=load_file(directory / "adapter" / ADAPTER_WEIGHTS),
+            optimizer=load_file(directory / OPTIMIZER),
+            cursor=Cursor(**json.loads((directory / CURSOR).read_text())),
+            history=tuple(read_metrics((directory / METRICS).read_bytes())),
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise ManifestBroken(f"{prefix} can't be read: {error}") from error
+
+
+def step_of(prefix: str) -> int:
+    """The step in a checkpoint's prefix, -1 when it is none."""
+    found = _STEP.search(prefix)
+    return int(found[1]) if found else -1

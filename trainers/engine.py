@@ -1,0 +1,173 @@
+"""How a step runs on devices: gradients of a global batch, summed over micro-batches and ranks, then one AdamW step.
+
+Knows a model by what `loop` hands it, nothing of data order, checkpoints or reports. `TorchEngine` is plain torch with
+one worker and data-parallel with more: gradients live in one flat buffer, which is all-reduced once a step together
+with the step's sums, so a step costs one collective however many parameters and numbers there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainers.data import Batch
+from trainers.method import Method, Scores
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+class Scored(Protocol):
+    """The part of model.TrainingModel that a step needs."""
+
+    def score(self, batch: Batch) -> Scores:
+        """Log-probabilities of the labelled positions."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a pass over rows adds up to, over all ranks."""
+
+    loss: float
+    """Unnormalised."""
+    weight: float
+    correct: float
+    labels: float
+    tokens: float
+    """Without padding."""
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss for each unit of weight."""
+        return self.loss / self.weight if self.weight else 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the labels that were the most probable token."""
+        return self.correct / self.labels if self.labels else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One optimizer step. When `finite` is False nothing was updated."""
+
+    sums: Sums
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    finite: bool
+    signal: int
+    """The largest signal that any rank gave."""
+
+
+class Engine(Protocol):
+    """Runs steps and evaluations; every rank calls the same methods in the same order."""
+
+    rank: int
+    world_size: int
+
+    def step(self, batches: Iterable[Batch], method: Method, *, weight: float, learning_rate: float, signal: int) -> StepResult:
+        """One optimizer step on this rank's micro-batches of a global batch whose weights sum to `weight`."""
+        ...
+
+    def evaluate(self, batches: Iterable[Batch], method: Method) -> Sums:
+        """Score this rank's batches without training; the sums are over all ranks."""
+        ...
+
+
+class TorchEngine:
+    """Plain torch, or data-parallel over the process group that is initialised."""
+
+    def __init__(
+        self,
+        model: Scored,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._model, self._optimizer, self._max_grad_norm = model, optimizer, max_grad_norm
+        self._flat = _flat_gradients(parameters)
+
+    def step(self, batches: Iterable[Batch], method: Method, *, weight: float, learning_rate: float, signal: int) -> StepResult:
+        """See Engine."""
+        self._flat.zero_()
+        sums = torch.zeros(_SUMS, dtype=torch.float64)
+        for batch in batches:
+            scores = self._model.score(batch)
+            loss = method.loss(scores)
+            (loss / weight).backward()
+            sums += _count(batch, scores, loss)
+        totals, signal = self._reduce(sums, signal)
+        norm = float(torch.linalg.vector_norm(self._flat))
+        finite = norm < float("inf")  # False for NaN too
+        if finite:
+            self._update(learning_rate, norm)
+        return StepResult(totals, norm, finite, signal)
+
+    def evaluate(self, batches: Iterable[Batch], method: Method) -> Sums:
+        """See Engine."""
+        sums = torch.zeros(_SUMS, dtype=torch.float64)
+        with torch.no_grad():
+            for batch in batches:
+                scores = self._model.score(batch)
+                sums += _count(batch, scores, method.loss(scores))
+        return Sums(*self._all_reduced(sums).tolist())
+
+    def _update(self, learning_rate: float, norm: float) -> None:
+        if norm > self._max_grad_norm:
+            self._flat.mul_(self._max_grad_norm / (norm + 1e-6))
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+
+    def _reduce(self, sums: Tensor, signal: int) -> tuple[Sums, int]:
+        """Sum gradients and numbers over the ranks; the signal travels as one flag for each rank and value."""
+        if self.world_size == 1:
+            return Sums(*sums.tolist()), signal
+        dist.all_reduce(self._flat)
+        numbers = torch.cat([sums, torch.zeros(self.world_size, dtype=sums.dtype)])
+        numbers[_SUMS + self.rank] = signal
+        numbers = self._all_reduced(numbers)
+        return Sums(*numbers[:_SUMS].tolist()), int(numbers[_SUMS:].max())
+
+    def _all_reduced(self, numbers: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return numbers
+        on_device = numbers.to(self._flat.device)
+        dist.all_reduce(on_device)
+        return on_device.cpu()
+
+
+_SUMS = 5
+
+
+def adamw(parameters: Sequence[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); the learning rate is set before each step."""
+    return torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, fused=True)
+
+
+def _flat_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """One buffer that every parameter's gradient is a view of."""
+    flat = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+    start = 0
+    for parameter in parameters:
+        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return flat
+
+
+def _count(batch: Batch, scores: Scores, loss: Tensor) -> Tensor:
+    """[loss, weight, correct, labels, tokens] of a micro-batch, on the host."""
+    return torch.tensor(
+        [float(loss.detach()), batch.weight_sum, float(scores.correct.sum()), float(scores.correct.numel()), float(batch.tokens)],
+        dtype=torch.float64,
+    )

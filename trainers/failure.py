@@ -1,0 +1,126 @@
+"""How a run fails: one exception with a stable code, and the table that sorts everything else into it.
+
+Knows no transport; `worker` turns a TrainingFailed into the Failed report, and the gateway decides by its
+cause whether trying again could help. Free of torch, so that the driver can sort without loading it.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from collections.abc import Callable
+from typing import Literal
+
+from trainers.storage import NoSuchObject, StorageDenied, StorageFull, StorageUnavailable
+
+Cause = Literal["data", "config", "resource", "infrastructure", "service"]
+"""Whose fault it is. Only infrastructure is worth another try with nothing changed."""
+TRACEBACK_LINES = 40
+
+
+class TrainingFailed(Exception):
+    """The run ends without a result. `message` says cause and next step; pickles, for it crosses Ray."""
+
+    def __init__(self, code: str, message: str, cause: Cause = "service") -> None:
+        super().__init__(code, message, cause)
+        self.code, self.message, self.cause = code, message, cause
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class Stopped(Exception):
+    """The gateway asked the run to leave. Not a failure."""
+
+
+def classify(error: BaseException) -> TrainingFailed:
+    """What to tell the gateway of this error; the innermost known cause decides."""
+    chain = list(chain_of(error))
+    for link in chain:
+        if isinstance(link, TrainingFailed):
+            return link
+    for link in chain:
+        for recognises, tell in _TABLE:
+            if recognises(link):
+                return tell(link)
+    return TrainingFailed("trainer_error", f"the trainer failed: {_words(error)}. This is a fault of the service; its log has more.")
+
+
+def traceback_tail(error: BaseException) -> str:
+    """The last lines of the traceback."""
+    return "\n".join("".join(traceback.format_exception(error)).splitlines()[-TRACEBACK_LINES:])
+
+
+def chain_of(error: BaseException | None) -> list[BaseException]:
+    """The error and what it came from, outermost first."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _words(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+
+
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|DefaultCPUAllocator", re.I)
+_PEER_GONE = re.compile(r"gloo|nccl|connection closed by peer|connection reset by peer|Connection refused|broken pipe|process group", re.I)
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    by_name = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError) or by_name or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
+def _out_of_memory(error: BaseException) -> TrainingFailed:
+    message = f"a worker ran out of memory ({_words(error)}). Lower batch_size or max_length, or use workers with more memory."
+    return TrainingFailed("out_of_memory", message, "resource")
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in _DISK_FULL)
+
+
+def _full(error: BaseException) -> TrainingFailed:
+    message = f"no space left ({_words(error)}). Free space or raise the quota; the last complete checkpoint is kept."
+    return TrainingFailed("storage_full", message, "resource")
+
+
+def _denied(error: BaseException) -> TrainingFailed:
+    message = f"object storage refuses access ({_words(error)}). Check the credentials and the policy of the workers' nodes."
+    return TrainingFailed("storage_auth", message, "config")
+
+
+def _missing(error: BaseException) -> TrainingFailed:
+    return TrainingFailed("object_missing", f"an object that the run needs is gone ({_words(error)}). Was it deleted?", "service")
+
+
+def _unavailable(error: BaseException) -> TrainingFailed:
+    return TrainingFailed("storage_unavailable", f"object storage did not answer ({_words(error)})", "infrastructure")
+
+
+def _is_peer_gone(error: BaseException) -> bool:
+    return type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and bool(_PEER_GONE.search(str(error))))
+
+
+def _peer_gone(error: BaseException) -> TrainingFailed:
+    return TrainingFailed("worker_lost", f"the connection between workers broke ({_words(error)})", "infrastructure")
+
+
+def _of(kind: type[BaseException]) -> Callable[[BaseException], bool]:
+    return lambda error: isinstance(error, kind)
+
+
+_TABLE: tuple[tuple[Callable[[BaseException], bool], Callable[[BaseException], TrainingFailed]], ...] = (
+    (_is_out_of_memory, _out_of_memory),
+    (_is_full, _full),
+    (_of(StorageDenied), _denied),
+    (_of(NoSuchObject), _missing),
+    (_of(StorageUnavailable), _unavailable),
+    (_of(ConnectionError), _unavailable),
+    (_is_peer_gone, _peer_gone),
+)

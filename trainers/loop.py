@@ -1,0 +1,193 @@
+"""The training loop; the only one. It is read from top to bottom.
+
+Knows no Ray, no gRPC, no storage and no model: rows come from `data`, steps run on an `Engine`, checkpoints and reports
+go where `LoopParts` says. Every rank runs it; ranks other than 0 have nobody to report to and nothing to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from protos.tunesmith.v1 import runs_pb2 as pb
+from trainers.checkpoint import Checkpoints
+from trainers.data import Batch, Indices, Sampler, TokenisedDataset, collate, micro_batches
+from trainers.engine import Engine, StepResult, Sums
+from trainers.failure import Stopped, TrainingFailed
+from trainers.method import Method
+from trainers.report import Reporter
+from trainers.schedule import learning_rate
+from trainers.spec import RunSpec
+from trainers.state import MetricsRow, TrainingState, seed_step
+
+PACE = 0.1
+"""Weight of the newest step in the running mean of the speed."""
+
+
+class Modes(Protocol):
+    """The part of model.TrainingModel that turns dropout on and off."""
+
+    def train(self) -> None:
+        """Dropout on."""
+        ...
+
+    def eval(self) -> None:
+        """Dropout off."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoopParts:
+    """What one rank trains with."""
+
+    spec: RunSpec
+    method: Method
+    model: Modes
+    state: TrainingState
+    engine: Engine
+    training: TokenisedDataset
+    validation: TokenisedDataset | None
+    reporter: Reporter
+    checkpoints: Checkpoints | None
+    """None on ranks other than 0."""
+
+
+def train(parts: LoopParts) -> None:
+    """Carry `parts.state` on from its step to the last; every checkpoint is written when this returns.
+
+    Raises Stopped when the gateway asks to leave, TrainingFailed when the loss is no longer a number.
+    """
+    spec, state, engine, reporter = parts.spec, parts.state, parts.engine, parts.reporter
+    cursor, lengths = state.cursor, parts.training.lengths
+    sampler = Sampler(lengths, spec.resolved.batch_size, spec.seed, spec.resolved.n_epochs)
+    pace = Pace()
+    parts.model.train()
+    while cursor.step < sampler.steps and not cursor.stopped_early:
+        reporter.stage = "training"
+        began = perf_counter()
+        rows = sampler.batch(cursor.step)
+        seed_step(spec.seed, cursor.step, engine.rank)
+        rate = learning_rate(cursor.step, sampler.steps, spec.resolved.learning_rate, spec.tunesmith.training)
+        mine = micro_batches(rows, lengths, engine.rank, engine.world_size, cursor.micro_batch)
+        batches = (collate(parts.training, piece) for piece in mine)
+        weight = float(parts.training.trained[rows].sum(dtype=np.float64))
+        result = engine.step(batches, parts.method, weight=weight, learning_rate=rate, signal=reporter.directive())
+
+        if not result.finite:
+            raise _diverged(cursor.step + 1, result)
+        cursor.step += 1
+        cursor.tokens += int(result.sums.tokens)
+        cursor.trained_tokens += int(result.sums.labels)
+        state.history.append(MetricsRow(cursor.step, result.sums.mean_loss, result.sums.accuracy))
+        pace.stepped(perf_counter() - began, result.sums.tokens)
+        reporter.tell(pb.RunReport(step=_step_done(parts, result, rate, pace, sampler.steps)))
+        if result.signal == pb.DIRECTIVE_STOP:
+            raise Stopped("the gateway asked the run to stop")
+
+        leaving = result.signal == pb.DIRECTIVE_CHECKPOINT_AND_STOP
+        last = cursor.step == sampler.steps
+        if parts.validation is not None and (last or cursor.step % spec.tunesmith.evaluation.every_steps == 0):
+            pace.evaluated(_evaluate(parts, parts.validation))
+        due = cursor.step % spec.tunesmith.checkpoints.every_steps == 0 or result.signal == pb.DIRECTIVE_CHECKPOINT
+        if parts.checkpoints is not None and (last or due or leaving or cursor.stopped_early):
+            parts.checkpoints.save(state.snapshot())
+        if leaving:
+            _finish_saving(parts)
+            raise Stopped("the gateway asked the run to stop after a checkpoint")
+    _finish_saving(parts)
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast the run is, as running means; seconds and tokens."""
+
+    step_seconds: float = 0.0
+    step_tokens: float = 0.0
+    evaluation_seconds: float = 0.0
+
+    def stepped(self, seconds: float, tokens: float) -> None:
+        """A step is done."""
+        weight = PACE if self.step_seconds else 1.0
+        self.step_seconds += weight * (seconds - self.step_seconds)
+        self.step_tokens += weight * (tokens - self.step_tokens)
+
+    def evaluated(self, seconds: float) -> None:
+        """The validation file was scored."""
+        self.evaluation_seconds = seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Non-padding tokens of all workers."""
+        return self.step_tokens / self.step_seconds if self.step_seconds else 0.0
+
+    def eta(self, steps: int, evaluations: int) -> float:
+        """Seconds for that many further steps and evaluations."""
+        return steps * self.step_seconds + evaluations * self.evaluation_seconds
+
+
+def _evaluate(parts: LoopParts, validation: TokenisedDataset) -> float:
+    """Score the validation file, note it, decide on early stopping; the seconds it took."""
+    began, cursor = perf_counter(), parts.state.cursor
+    parts.reporter.stage = "evaluating"
+    parts.model.eval()
+    sums = parts.engine.evaluate(_batches(validation, parts.engine, cursor.micro_batch), parts.method)
+    parts.model.train()
+    row = parts.state.history[-1]
+    parts.state.history[-1] = MetricsRow(row.step, row.train_loss, row.train_accuracy, sums.mean_loss, sums.accuracy)
+    _judge(parts, sums)
+    evaluated = pb.Evaluated(step=cursor.step, valid_loss=sums.mean_loss, valid_mean_token_accuracy=sums.accuracy, full=True)
+    parts.reporter.tell(pb.RunReport(evaluated=evaluated))
+    return perf_counter() - began
+
+
+def _judge(parts: LoopParts, sums: Sums) -> None:
+    """Early stopping: every rank sees the same sums and comes to the same answer."""
+    cursor, rule = parts.state.cursor, parts.spec.tunesmith.evaluation.early_stopping
+    least_gain = rule.min_delta if rule else 0.0
+    if cursor.best_valid_loss is None or sums.mean_loss < cursor.best_valid_loss - least_gain:
+        cursor.best_valid_loss, cursor.evaluations_without_gain = sums.mean_loss, 0
+    else:
+        cursor.evaluations_without_gain += 1
+    cursor.stopped_early = rule is not None and cursor.evaluations_without_gain >= rule.patience
+
+
+def _batches(dataset: TokenisedDataset, engine: Engine, micro_batch: int) -> Iterator[Batch]:
+    """This rank's share of a dataset, rows of near-equal length together."""
+    by_length: Indices = np.argsort(-dataset.lengths, kind="stable")
+    pieces = [by_length[start : start + micro_batch] for start in range(0, len(by_length), micro_batch)]
+    return (collate(dataset, piece) for piece in pieces[engine.rank :: engine.world_size])
+
+
+def _finish_saving(parts: LoopParts) -> None:
+    if parts.checkpoints is not None:
+        parts.reporter.stage = "saving the checkpoint"
+        parts.checkpoints.wait()
+
+
+def _step_done(parts: LoopParts, result: StepResult, rate: float, pace: Pace, steps: int) -> pb.StepDone:
+    cursor, every = parts.state.cursor, parts.spec.tunesmith.evaluation.every_steps
+    evaluations = 0 if parts.validation is None else -(-steps // every) - cursor.step // every
+    return pb.StepDone(
+        step=cursor.step,
+        train_loss=result.sums.mean_loss,
+        train_mean_token_accuracy=result.sums.accuracy,
+        learning_rate=rate,
+        grad_norm=result.grad_norm,
+        tokens=cursor.tokens,
+        tokens_per_second=pace.tokens_per_second,
+        eta_seconds=pace.eta(steps - cursor.step, evaluations),
+        trained_tokens=cursor.trained_tokens,
+        step_tokens=int(result.sums.tokens),
+    )
+
+
+def _diverged(step: int, result: StepResult) -> TrainingFailed:
+    message = (
+        f"training diverged at step {step}: the loss is {result.sums.mean_loss:g}, the gradient norm {result.grad_norm:g}. "
+        "Lower learning_rate or learning_rate_multiplier; nothing of this run is published."
+    )
+    return TrainingFailed("diverged", message, "config")

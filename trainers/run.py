@@ -1,0 +1,181 @@
+"""One run on one rank, from its spec to a published and proven adapter. Plain Python: Ray or not is the caller's choice.
+
+Called by `worker` on Ray, and by the benchmarks without it. Puts the other modules together and decides nothing else.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from protos.tunesmith.v1 import runs_pb2 as pb
+from trainers import checkpoint, plan, registry
+from trainers.base_model import fetch_base
+from trainers.checkpoint import ADAPTER_CONFIG, Checkpoints, patiently
+from trainers.data import DatasetUnreadable, TokenisedDataset, fetch_dataset
+from trainers.engine import TorchEngine, adamw
+from trainers.failure import TrainingFailed
+from trainers.loop import LoopParts, train
+from trainers.manifest import ManifestBroken
+from trainers.model import TrainingModel
+from trainers.publish import Published, final_metrics, publish
+from trainers.report import Reporter
+from trainers.spec import DatasetRef, RunSpec
+from trainers.state import Snapshot, TrainingState
+from trainers.storage import Storage
+from trainers.verify import expectation, fingerprints, verify
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank runs."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    cache: Path
+    """Directory on the node for copies of base models and datasets."""
+
+
+def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -> None:
+    """Train and, on rank 0, publish, verify and report Finished.
+
+    Raises TrainingFailed or whatever else went wrong, see failure.classify; Stopped when the run was asked to leave.
+    """
+    reporter.stage = "loading the base model"
+    base_dir = patiently(lambda: fetch_base(spec.base_model, storage, place.cache))
+    model = TrainingModel.load(base_dir, spec.tunesmith.adapter, seed=spec.seed, device=place.device)
+    initial = fingerprints(model.adapter_state())
+    config = _adapter_config(model, spec)
+    training = _dataset(storage, spec.dataset, place.cache)
+    validation = _dataset(storage, spec.validation, place.cache) if spec.validation else None
+    state = TrainingState(model, adamw(model.trainable_parameters(), spec.tunesmith.training.weight_decay))
+    resumed = _resume(spec, storage, reporter, place, state)
+    if state.cursor.micro_batch == 0:
+        state.cursor.micro_batch = _micro_batch(spec, model, place)
+    engine = TorchEngine(
+        model,
+        model.trainable_parameters(),
+        state.optimizer,
+        max_grad_norm=spec.tunesmith.training.max_grad_norm,
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+    _tell_started(spec, reporter, place, model, state)
+    saves = Checkpoints(storage, spec, config, _on_saved(reporter), resumed) if place.rank == 0 else None
+    method = registry.get(spec.method)
+    train(LoopParts(spec, method, model, state, engine, training, validation, reporter, saves))
+    if place.rank != 0:
+        return
+    snapshot = state.snapshot()
+    expected = expectation(model, training, initial)
+    del model, state, engine  # `verify` loads the base model once more
+    published = _publish(spec, storage, reporter, snapshot, config, base_dir)
+    reporter.stage = "verifying the adapter"
+    verify(storage, published, base_dir, expected)
+    reporter.tell(_finished(snapshot, published))
+    reporter.deliver()
+
+
+def _adapter_config(model: TrainingModel, spec: RunSpec) -> bytes:
+    """adapter_config.json, the same for every checkpoint of the run."""
+    with tempfile.TemporaryDirectory(prefix="tunesmith-config-") as scratch:
+        model.save_adapter(Path(scratch), base_model=spec.base_model.id)
+        return (Path(scratch) / ADAPTER_CONFIG).read_bytes()
+
+
+def _dataset(storage: Storage, ref: DatasetRef, cache: Path) -> TokenisedDataset:
+    try:
+        return patiently(lambda: fetch_dataset(ref, storage, cache))
+    except (DatasetUnreadable, ManifestBroken) as error:
+        raise TrainingFailed("dataset_unreadable", f"the tokenised dataset is damaged: {error}", "service") from error
+
+
+def _resume(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place, state: TrainingState) -> list[str]:
+    """Take up the newest checkpoint that verifies; the prefixes of those that are there."""
+    if not spec.resume_from:
+        return []
+    reporter.stage = "reading the last checkpoint"
+
+    def refused(why: str) -> None:
+        reporter.tell(pb.RunReport(notice=pb.Notice(level="warn", message=f"A checkpoint was refused, the one before is tried: {why}")))
+
+    # Rank 0 chooses, the others follow: two ranks that chose for themselves could disagree.
+    found = checkpoint.first_good(storage, spec.resume_from, spec, refused) if place.rank == 0 else None
+    prefix = _from_rank_0(found[0] if found else None, place)
+    if prefix is None:
+        return []
+    snapshot = found[1] if found else _follow(storage, prefix, spec)
+    try:
+        state.restore(snapshot)
+    except (ValueError, KeyError) as error:
+        raise TrainingFailed("checkpoint_unreadable", f"{prefix} does not fit the model: {error}", "service") from error
+    return [known for known in spec.resume_from if checkpoint.step_of(known) <= state.cursor.step]
+
+
+def _follow(storage: Storage, prefix: str, spec: RunSpec) -> Snapshot:
+    return patiently(lambda: checkpoint.load(storage, prefix, spec))
+
+
+def _from_rank_0(value: str | None, place: Place) -> str | None:
+    if place.world_size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _micro_batch(spec: RunSpec, model: TrainingModel, place: Place) -> int:
+    on_cpu = place.device.type == "cpu"
+    memory = plan.host_memory_bytes() // place.world_size if on_cpu else torch.cuda.mem_get_info(place.device)[1]
+    shape = plan.Shape.of(model.peft_model.config, model.dtype.itemsize)
+    rows = -(-spec.resolved.batch_size // place.world_size)
+    longest = max(spec.dataset.longest, spec.validation.longest if spec.validation else 0)
+    return plan.micro_batch(shape, longest=longest, rows=rows, memory_bytes=memory, on_cpu=on_cpu)
+
+
+def _on_saved(reporter: Reporter) -> checkpoint.OnSaved:
+    def saved(step: int, prefix: str, digest: str, size: int) -> None:
+        reporter.tell(pb.RunReport(checkpoint=pb.CheckpointSaved(step=step, prefix=prefix, manifest_sha256=digest, bytes=size)))
+
+    return saved
+
+
+def _tell_started(spec: RunSpec, reporter: Reporter, place: Place, model: TrainingModel, state: TrainingState) -> None:
+    reporter.tell(
+        pb.RunReport(
+            started=pb.Started(
+                world_size=place.world_size,
+                engine=spec.resolved.engine,
+                device=str(place.device),
+                total_steps=spec.resolved.steps,
+                resumed_step=state.cursor.step,
+                trainable_parameters=sum(p.numel() for p in model.trainable_parameters()),
+            )
+        )
+    )
+
+
+def _publish(spec: RunSpec, storage: Storage, reporter: Reporter, snapshot: Snapshot, config: bytes, base_dir: Path) -> Published:
+    reporter.stage = "publishing the adapter"
+    with tempfile.TemporaryDirectory(prefix="tunesmith-publish-") as scratch:
+        return publish(storage, spec, snapshot, config, base_dir, Path(scratch))
+
+
+def _finished(snapshot: Snapshot, published: Published) -> pb.RunReport:
+    metrics = final_metrics(snapshot)
+    return pb.RunReport(
+        finished=pb.Finished(
+            last_step=snapshot.cursor.step,
+            manifest_sha256=published.manifest_sha256,
+            trained_tokens=snapshot.cursor.trained_tokens,
+            final_train_loss=metrics["train_loss"],
+            final_valid_loss=metrics.get("valid_loss"),
+            final_valid_mean_token_accuracy=metrics.get("valid_mean_token_accuracy"),
+            stopped_early=snapshot.cursor.stopped_early,
+        )
+    )

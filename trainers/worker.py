@@ -1,0 +1,155 @@
+"""The entry point of a run on Ray: `python -m trainers.worker --storage-url URL --spec KEY`.
+
+This process is the driver: it reads the RunSpec, builds a TorchTrainer and waits. Each worker calls `train_rank`. When
+the workers end without a result the driver sorts their errors and says the run's last word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from protos.tunesmith.v1 import runs_pb2 as pb
+from trainers.failure import Stopped, TrainingFailed, chain_of, classify, traceback_tail
+from trainers.report import GatewayReporter, Reporter, Silent, acknowledged
+from trainers.spec import RunSpec
+from trainers.storage import Storage, open_storage
+
+COLLECTIVE_SECONDS = 120
+"""A collective that takes longer has lost a peer."""
+EXIT_FAILED, EXIT_STOPPED = 1, 3
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when the run has finished, 1 when it failed, 3 when it was asked to leave."""
+    parser = argparse.ArgumentParser(prog="python -m trainers.worker", description=__doc__)
+    parser.add_argument("--storage-url", required=True)
+    parser.add_argument("--spec", required=True, help="key of the run's spec.json in storage")
+    given = parser.parse_args(arguments)
+    storage = open_storage(given.storage_url)
+    spec = RunSpec.model_validate_json(storage.get(given.spec))
+    token = storage.get(f"{spec.run_prefix}/token").decode()
+    try:
+        _fit(spec)
+    except BaseException as error:
+        return _ended(spec, token, error)
+    return 0
+
+
+def _fit(spec: RunSpec) -> None:
+    """Run `train_rank` on every worker. Raises ray.train.TrainingFailedError."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    ray.init(address="auto", log_to_driver=True, logging_level=logging.WARNING)
+    _share_coordinator()
+    resources = spec.tunesmith.resources
+    per_worker: dict[str, float] = {"CPU": float(resources.cpus_per_worker or 1)}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = float(resources.gpus_per_worker)
+    with tempfile.TemporaryDirectory(prefix="tunesmith-ray-") as scratch:
+        TorchTrainer(
+            train_rank,
+            train_loop_config={"spec": spec.model_dump_json()},
+            torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_SECONDS),
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+            ),
+            # Retries are the scheduler's: Ray's have no backoff, and would go on under the epoch that has failed.
+            run_config=RunConfig(name=spec.run_id, storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
+        ).fit()
+
+
+def _share_coordinator() -> None:
+    """Ray Train makes an actor for the whole cluster and leaves it there: made here first, it bears no run's name.
+
+    Otherwise it would be taken for a process of the run that happened to come first, which would so never be over.
+    """
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
+
+    name = "AutoscalingCoordinator"
+    ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_AutoscalingCoordinatorActor).options(
+        name=name, namespace=name, lifetime="detached", get_if_exists=True, runtime_env={"env_vars": {"TUNESMITH_RUN_ID": ""}}
+    ).remote()
+
+
+def train_rank(config: dict[str, Any]) -> None:
+    """What each worker of the TorchTrainer runs."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    from trainers.run import Place, execute
+
+    spec = RunSpec.model_validate_json(config["spec"])
+    context = ray.train.get_context()
+    threads = spec.tunesmith.resources.cpus_per_worker
+    if threads:
+        torch.set_num_threads(threads)
+    storage = open_storage(spec.storage_url)
+    place = Place(context.get_world_rank(), context.get_world_size(), get_device(), node_cache())
+    with ExitStack() as stack:
+        reporter: Reporter = Silent()
+        if place.rank == 0:
+            reporter = _gateway(spec, storage, stack)
+        execute(spec, storage, reporter, place)
+
+
+def node_cache() -> Path:
+    """Directory on this node for copies of base models and datasets; its owner's alone."""
+    path = Path(os.environ.get("TUNESMITH_CACHE_DIR") or Path(tempfile.gettempdir()) / f"tunesmith-cache-{os.getuid()}")
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.stat().st_uid != os.getuid():
+        raise TrainingFailed("cache_not_ours", f"{path} belongs to another user; set TUNESMITH_CACHE_DIR on the nodes", "config")
+    return path
+
+
+def _gateway(spec: RunSpec, storage: Storage, stack: ExitStack) -> GatewayReporter:
+    token = storage.get(f"{spec.run_prefix}/token").decode()
+    reporter = GatewayReporter(spec.report_address, token, spec.job_id, spec.epoch)
+    stack.callback(reporter.close)
+    return reporter
+
+
+def _ended(spec: RunSpec, token: str, error: BaseException) -> int:
+    """Say why the run ended without a result, unless it was asked to leave or nobody wants to know any more."""
+    errors = _by_rank(error)
+    if any(isinstance(link, Stopped) for failure in errors.values() for link in chain_of(failure)):
+        log.warning("the run was asked to leave")
+        return EXIT_STOPPED
+    rank, failed = _telling(errors)
+    log.error("rank %d: %s", rank, failed)
+    body = pb.Failed(code=failed.code, message=failed.message, cause=failed.cause, rank=rank, traceback=traceback_tail(errors[rank]))
+    with suppress(Stopped, TrainingFailed):
+        last = acknowledged(spec.report_address, token, spec.job_id, spec.epoch)
+        reporter = GatewayReporter(spec.report_address, token, spec.job_id, spec.epoch, last_seq=last)
+        reporter.tell(pb.RunReport(failed=body))
+        reporter.deliver()
+        reporter.close()
+    return EXIT_FAILED
+
+
+def _by_rank(error: BaseException) -> dict[int, BaseException]:
+    failures: dict[int, BaseException] | None = getattr(error, "worker_failures", None)
+    return failures or {0: error}
+
+
+def _telling(errors: dict[int, BaseException]) -> tuple[int, TrainingFailed]:
+    """The rank whose error says most: a lost peer is mostly the echo of another rank's own fault."""
+    sorted_out = {rank: classify(error) for rank, error in errors.items()}
+    return min(sorted_out.items(), key=lambda item: (item[1].cause == "infrastructure", item[1].cause == "service", item[0]))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sys.exit(main())
