@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STUBS := .venv-stubs
 BENCH := .venv-bench
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench stubs check-stubs clean
+.PHONY: help setup demo test lint bench docs stubs check-stubs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ $(BENCH)/.ready: pyproject.toml constraints.txt
 	$(BENCH)/bin/pip install --quiet --constraint constraints.txt torch
 	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable '.[trainer,bench]'
 	touch $@
+
+docs: setup ## write the pages of docs/ that the code knows best
+	PYTHONPATH=. $(BIN)/python docs/make_pages.py
 
 stubs: $(STUBS)/.ready ## generate the gRPC stubs from protos/
 	$(STUBS)/bin/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. protos/tunesmith/v1/*.proto

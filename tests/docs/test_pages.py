@@ -1,0 +1,77 @@
+"""The pages that the code knows best are fresh, and what a user can meet has its place in the docs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.errors import ErrorCode
+from trainers.registry import METHODS
+
+ROOT = Path(__file__).parents[2]
+PAGES = runpy.run_path(str(ROOT / "docs" / "make_pages.py"))["PAGES"]
+CODE_ARGUMENT = {"TrainingFailed": 0, "Fault": 1, "JobError": None, "_failed_job": None}
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_the_page_is_fresh(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == PAGES[name](), "run: make docs"
+
+
+def codes() -> set[str]:
+    """Every code that the sources give to an error of a run or to a fault of a row, and every code of a request's error."""
+    found = {code.value for code in ErrorCode}
+    for path in [*(ROOT / "service").rglob("*.py"), *(ROOT / "trainers").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                found |= set(_codes_of(node))
+    return found
+
+
+def _codes_of(call: ast.Call) -> Iterator[str]:
+    name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+    position = CODE_ARGUMENT.get(name, -1)
+    values = [keyword.value for keyword in call.keywords if keyword.arg in ("code", "rule", "wire_code")]
+    if position is not None and 0 <= position < len(call.args):
+        values.append(call.args[position])
+    for value in values:
+        if isinstance(value, ast.Constant) and isinstance(value.value, str) and re.fullmatch("[a-z][a-z0-9_]+", value.value):
+            yield value.value
+
+
+def test_codes_are_found() -> None:
+    assert {"diverged", "artifact_invalid", "bad_json", "mixed_row_shapes", "rate_limit_exceeded"} <= codes()
+
+
+def test_every_error_code_has_its_place() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    missing = sorted(code for code in codes() if f"`{code}`" not in page)
+    assert not missing
+
+
+def test_every_method_has_its_place() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"## {name}" not in page] == []
+
+
+def test_every_rpc_has_its_place() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    protos = "".join(path.read_text() for path in (ROOT / "protos").rglob("*.proto"))
+    services = re.findall(r"service (\w+) \{(.*?)\n\}", protos, re.DOTALL)
+    calls = [f"{service}.{call}" for service, body in services for call in re.findall(r"rpc (\w+)\(", body)]
+    assert calls
+    assert [call for call in calls if call not in page] == []
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md"), *(ROOT / "examples").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!http|mailto|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert broken == []
