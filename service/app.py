@@ -112,9 +112,7 @@ class App:
                     return known
                 await _check_files(tx, caller, spec)
                 job = _new_job(caller, spec, base_model)
-                if idempotency_key is not None and not await tx.insert_submission(
-                    caller.project_id, idempotency_key, fingerprint, job.id
-                ):
+                if idempotency_key is not None and not await tx.insert_submission(caller.project_id, idempotency_key, fingerprint, job.id):
                     raise TunesmithError(ErrorCode.CONFLICT, "A request with this Idempotency-Key is in flight; ask again.")
                 job = await tx.insert_job(job, fingerprint, [Notice(f"Created fine-tuning job: {job.id}")])
         self._wake()
@@ -145,12 +143,12 @@ class App:
                 return job
         raise TunesmithError(ErrorCode.UNAVAILABLE, "The job is changing just now.", retry_after=timedelta(seconds=1))
 
-    async def list_events(self, caller: Caller, job_id: str, *, after: str | None, limit: int) -> Page[Event]:
-        """The job's history, newest first."""
+    async def list_events(self, caller: Caller, job_id: str, *, after: str | None, limit: int, ascending: bool = False) -> Page[Event]:
+        """The job's history by age, newest first unless `ascending`."""
         _require(caller, "read")
         async with self._reading() as tx:
             await self._job(tx, caller, job_id)
-            return await tx.list_events(job_id, after=after, limit=limit)
+            return await tx.list_events(job_id, after=after, limit=limit, ascending=ascending)
 
     async def list_checkpoints(self, caller: Caller, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
         """The job's checkpoints, newest step first."""
@@ -208,7 +206,9 @@ class App:
         _require(caller, "write")
         async with _available():
             if any(base.id == model for base in await self._base_models()):
-                raise TunesmithError(ErrorCode.PERMISSION_DENIED, f"'{model}' is a base model; only tuned models can be deleted.", param="model")
+                raise TunesmithError(
+                    ErrorCode.PERMISSION_DENIED, f"'{model}' is a base model; only tuned models can be deleted.", param="model"
+                )
             async with self._store.begin() as tx:
                 job_id = _found(await tx.delete_tuned_model(caller.project_id, model), "model", model, param="model")
             await asyncio.to_thread(objects.delete_prefix, self._storage, f"{published_prefix(job_id)}/")
@@ -226,7 +226,9 @@ class App:
 
         checks = {"store": self._store.ping, "objects": objects_answer, "runtime": runtime_answers}
         answers = await asyncio.gather(*(asyncio.wait_for(check(), 10) for check in checks.values()), return_exceptions=True)
-        return {name: "ok" if not isinstance(a, BaseException) else f"{type(a).__name__}: {a}" for name, a in zip(checks, answers, strict=True)}
+        return {
+            name: "ok" if not isinstance(a, BaseException) else f"{type(a).__name__}: {a}" for name, a in zip(checks, answers, strict=True)
+        }
 
     async def report(self, bearer: str, request: runs_pb2.ReportRequest) -> runs_pb2.ReportResponse:
         """A run tells what happened and asks what to do; see reports.py."""
@@ -267,9 +269,7 @@ class App:
             cancelling = advance(job, JobStatus.CANCELLING, reason="waiting for the run's processes to end")
             return await tx.apply(job, cancelling, [Notice("Cancelling the job: waiting for its processes to end")])
 
-    async def _known_submission(
-        self, tx: Transaction, caller: Caller, key: str | None, fingerprint: str, retried: bool
-    ) -> Job | None:
+    async def _known_submission(self, tx: Transaction, caller: Caller, key: str | None, fingerprint: str, retried: bool) -> Job | None:
         job_id: str | None = None
         if key is not None:
             submission = await tx.submission(caller.project_id, key)
@@ -287,7 +287,9 @@ class App:
             raise invalid(f"The model '{spec.model}' is not in the catalogue. It has: {known}.", "model", "model_not_found")
         ref = await asyncio.to_thread(self._catalogue.installed, self._storage, entry)
         if ref is None:
-            raise invalid(f"The model '{spec.model}' has not been pulled yet: run `tunesmith models pull {spec.model}`.", "model", "model_not_found")
+            raise invalid(
+                f"The model '{spec.model}' has not been pulled yet: run `tunesmith models pull {spec.model}`.", "model", "model_not_found"
+            )
         await asyncio.to_thread(self._catalogue.check_targets, self._storage, ref, spec.tunesmith.adapter)
         return ref
 

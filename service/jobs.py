@@ -64,7 +64,7 @@ class JobSpec(Frozen):
     suffix: str | None = None
     seed: int | None = None
     """Drawn when the job is accepted, unless given."""
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] = Field(default={})
     method: MethodSpec
     tunesmith: TunesmithSpec = TunesmithSpec()
 
@@ -76,7 +76,7 @@ class JobError(Frozen):
     message: str
     param: str | None = None
     cause: Literal["data", "config", "resource", "infrastructure", "service"] = "service"
-    details: dict[str, Any] = Field(default={}, description="For data faults: `report`, see datasets.DataReport.")
+    details: dict[str, Any] = Field(default={}, description="For data faults: `report`, see data_report.DataReport.")
 
 
 class Progress(Frozen):

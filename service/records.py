@@ -48,7 +48,7 @@ class Checkpoint:
     created_at: float
     prefix: str
     model_name: str
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)

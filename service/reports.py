@@ -33,7 +33,7 @@ DIRECTIVES = {
 class StepMeter(Protocol):
     """The part of the metrics that follows runs."""
 
-    def observe_step(self, job_id: str, step: int, loss: float, learning_rate: float, tokens_per_second: float, new_tokens: int) -> None:
+    def observe_step(self, job_id: str, step: int, loss: float, lr: float, tokens_per_second: float, new_tokens: int, /) -> None:
         """One optimizer step of a job."""
         ...
 
@@ -98,7 +98,9 @@ class RunReports:
             await tx.apply(job, update.job, update.notices)
         for saved in update.checkpoints:
             at_step = await tx.metrics_at(job.id, saved.step)
-            metrics = {key: value for key, value in at_step.items() if key not in ("total_steps", "learning_rate", "grad_norm") and _finite(value)}
+            metrics = {
+                key: value for key, value in at_step.items() if key not in ("total_steps", "learning_rate", "grad_norm") and _finite(value)
+            }
             name = checkpoint_model_name(planned_model_name(job), saved.step, job.resolved.steps if job.resolved else -1)
             await tx.put_checkpoint(job.id, run.epoch, saved.step, saved.prefix, name, metrics, keep=job.spec.tunesmith.checkpoints.keep)
 
@@ -198,11 +200,23 @@ def _checkpoint(update: _Update, saved: pb.CheckpointSaved, result: dict[str, An
 
 
 def _finished(update: _Update, finished: pb.Finished, result: dict[str, Any]) -> None:
-    update.run["outcome"] = {"kind": "finished", "trained_tokens": finished.trained_tokens, "result": result, "stopped_early": finished.stopped_early}
+    update.run["outcome"] = {
+        "kind": "finished",
+        "trained_tokens": finished.trained_tokens,
+        "result": result,
+        "stopped_early": finished.stopped_early,
+    }
 
 
 def _failed(update: _Update, failed: pb.Failed, result: dict[str, Any]) -> None:
-    update.run["outcome"] = {"kind": "failed", "code": failed.code, "message": failed.message, "cause": failed.cause, "rank": failed.rank, "traceback": failed.traceback}
+    update.run["outcome"] = {
+        "kind": "failed",
+        "code": failed.code,
+        "message": failed.message,
+        "cause": failed.cause,
+        "rank": failed.rank,
+        "traceback": failed.traceback,
+    }
 
 
 def _notice(update: _Update, notice: pb.Notice, result: dict[str, Any]) -> None:

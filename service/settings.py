@@ -22,22 +22,47 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address REST and gRPC listen on.")
     port: int = Field(default=8400, ge=0, le=65535, description="REST port; 0 takes a free one.")
     grpc_port: int = Field(default=8401, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
-    database_url: str | None = Field(default=None, description="SQLAlchemy address, e.g. postgresql+psycopg://…; SQLite in data_dir unless set.")
+    database_url: str | None = Field(
+        default=None,
+        description="SQLAlchemy address, e.g. postgresql+psycopg://…; SQLite in data_dir unless set.",
+    )
     storage_url: str | None = Field(default=None, description="file:///… or s3://bucket/prefix; data_dir/objects unless set.")
-    ray_address: str | None = Field(default=None, description="Dashboard address of an existing Ray cluster, http://host:8265; a local head is started unless set.")
+    ray_address: str | None = Field(
+        default=None,
+        description="Dashboard address of an existing Ray cluster, http://host:8265; a local head is started unless set.",
+    )
     ray_token: SecretStr | None = Field(default=None, description="Token of that cluster.")
-    report_address: str | None = Field(default=None, description="host:port under which workers reach the gRPC port; by default the listening address.")
+    allow_open_ray: bool = Field(
+        default=False,
+        description="Use a Ray cluster that answers without a token: whoever reaches it runs code on it.",
+    )
+    report_address: str | None = Field(
+        default=None,
+        description="host:port under which workers reach the gRPC port; by default the listening address.",
+    )
     catalogue: Path | None = Field(default=None, description="A YAML file of further base models.")
     max_upload_bytes: int = Field(default=512 * 2**20, ge=1, description="Largest file of one upload.")
     max_body_bytes: int = Field(default=2 * 2**20, ge=1024, description="Largest body of a request that is not an upload.")
     min_free_bytes: int = Field(default=2 * 2**30, ge=0, description="`tunesmith up` refuses to start with less free disk.")
     lease_ttl: timedelta = Field(default=timedelta(seconds=15), description="A scheduler that is silent this long loses its jobs.")
     heartbeat: timedelta = Field(default=timedelta(seconds=3), description="How often leases are renewed and runs report.")
-    run_silence: timedelta = Field(default=timedelta(seconds=60), description="A run that has not reported this long is stopped and started again.")
-    start_timeout: timedelta = Field(default=timedelta(minutes=5), description="A run that has not reported at all this long after its launch is started again.")
-    cancel_grace: timedelta = Field(default=timedelta(seconds=10), description="What a run may take to leave by itself once told to stop; then it is killed.")
+    run_silence: timedelta = Field(
+        default=timedelta(seconds=60),
+        description="A run that has not reported this long is stopped and started again.",
+    )
+    start_timeout: timedelta = Field(
+        default=timedelta(minutes=5),
+        description="A run that has not reported at all this long after its launch is started again.",
+    )
+    cancel_grace: timedelta = Field(
+        default=timedelta(seconds=10),
+        description="What a run may take to leave by itself once told to stop; then it is killed.",
+    )
     max_retries: int = Field(default=3, ge=0, description="Runs a job may lose to infrastructure before it fails.")
-    retry_backoff: timedelta = Field(default=timedelta(seconds=5), description="Wait before the second run; doubles with each further one, with jitter.")
+    retry_backoff: timedelta = Field(
+        default=timedelta(seconds=5),
+        description="Wait before the second run; doubles with each further one, with jitter.",
+    )
     validation_memory_bytes: int = Field(default=4 * 2**30, ge=256 * 2**20, description="Address space of the data check's process.")
     validation_timeout: timedelta = Field(default=timedelta(minutes=30), description="Longest data check.")
     metrics_public: bool = Field(default=False, description="Serve /metrics without a key, for a scraper that cannot send one.")
@@ -57,3 +82,17 @@ class Settings(BaseSettings):
     def spool_dir(self) -> Path:
         """Where uploads wait until the object store has them."""
         return self.data_dir.absolute() / "spool"
+
+
+class ClientSettings(BaseSettings):
+    """Where the `tunesmith` command finds the service; options on the command line come first."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    data_dir: Path = Field(
+        default=Path(".tunesmith"),
+        description="Data directory of an embedded stack, which knows its address and its key.",
+    )
+    base_url: str | None = Field(default=None, description="Address of the service, e.g. https://tunesmith.example.com/v1.")
+    api_key: SecretStr | None = Field(default=None, description="API key.")
+    api_key_file: Path | None = Field(default=None, description="File that holds the API key; comes before the key itself.")

@@ -109,9 +109,10 @@ class FakeApp(App):
         self.jobs[job_id] = replace(job, status=JobStatus.CANCELLED, finished_at=time.time())
         return self.jobs[job_id]
 
-    async def list_events(self, caller: Caller, job_id: str, *, after: str | None, limit: int) -> Page[Event]:
+    async def list_events(self, caller: Caller, job_id: str, *, after: str | None, limit: int, ascending: bool = False) -> Page[Event]:
         await self.get_job(caller, job_id)
-        return _page(self.events[job_id][::-1], after, limit)
+        events = self.events[job_id]
+        return _page(events if ascending else events[::-1], after, limit)
 
     async def list_checkpoints(self, caller: Caller, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
         await self.get_job(caller, job_id)

@@ -129,6 +129,4 @@ ArtifactName = Annotated[str, Depends(get_artifact_name)]
 MetadataFilter = Annotated[dict[str, str], Depends(get_metadata_filter)]
 IdempotencyKey = Annotated[str | None, Depends(get_idempotency_key)]
 Retried = Annotated[bool, Depends(get_retried)]
-After = Annotated[
-    str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,128}$", description="Id of the last item of the page before this one.")
-]
+After = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,128}$", description="Id of the last item of the page before this one.")]

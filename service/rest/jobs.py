@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 
@@ -60,9 +60,10 @@ async def list_events(
     job_id: JobId,
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Events of one page.")] = 20,
+    order: Annotated[Literal["asc", "desc"], Query(description="By age; desc, as OpenAI has it, begins with the newest.")] = "desc",
 ) -> wire.EventList:
-    """What happened to a job, newest first."""
-    page = await app.list_events(caller, job_id, after=after, limit=limit)
+    """What happened to a job."""
+    page = await app.list_events(caller, job_id, after=after, limit=limit, ascending=order == "asc")
     return wire.EventList(data=[convert.event_object(event) for event in page.items], has_more=page.has_more)
 
 

@@ -22,9 +22,7 @@ from trainers.spec import (
     TunesmithSpec,
 )
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
+Metadata = Annotated[dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 FileId = Annotated[str, Field(min_length=1, max_length=128)]
 Purpose = Literal["fine-tune"]
 

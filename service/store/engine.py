@@ -34,7 +34,7 @@ class StoreUnavailable(Exception):
     """The database did not answer; nothing is known to have been written."""
 
 
-class now(FunctionElement[float]):  # noqa: N801 - reads like the SQL function it is
+class now(FunctionElement[float]):
     """Seconds since 1970 by the database's clock, the only clock that leases are measured by."""
 
     type = sa.Float(53)

@@ -20,7 +20,9 @@ class FileStatements:
 
     async def insert_file(self, file: File) -> None:
         """A new file; `created_at` is the database's."""
-        values = {column: getattr(file, column) for column in ("id", "project_id", "filename", "purpose", "bytes", "sha256", "key", "status")}
+        values = {
+            column: getattr(file, column) for column in ("id", "project_id", "filename", "purpose", "bytes", "sha256", "key", "status")
+        }
         await self.connection.execute(sa.insert(t.files).values(**values, created_at=self.time))
 
     async def file(self, project_id: str, file_id: str) -> File | None:

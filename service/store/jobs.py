@@ -80,11 +80,12 @@ class JobStatements:
         cursor = sa.select(c.n).where(c.id == after, c.project_id == project_id) if after else None
         return await page(self.connection, sa.select(t.jobs).where(*conditions), c.n, cursor, limit, _job)
 
-    async def list_events(self, job_id: str, *, after: str | None, limit: int) -> Page[Event]:
-        """Newest first; the caller has checked whose job it is. Raises ValueError for an unknown `after`."""
+    async def list_events(self, job_id: str, *, after: str | None, limit: int, ascending: bool = False) -> Page[Event]:
+        """By age, newest first unless `ascending`; the caller has checked whose job it is. Raises ValueError for an unknown `after`."""
         c = t.events.c
         cursor = sa.select(c.seq).where(c.id == after, c.job_id == job_id) if after else None
-        return await page(self.connection, sa.select(t.events).where(c.job_id == job_id), c.seq, cursor, limit, _event)
+        query = sa.select(t.events).where(c.job_id == job_id)
+        return await page(self.connection, query, c.seq, cursor, limit, _event, ascending=ascending)
 
     async def metrics_at(self, job_id: str, step: int) -> dict[str, Any]:
         """What the metrics events of that step said, newest run last."""
@@ -137,7 +138,9 @@ class JobStatements:
     async def drop_lease(self, job_id: str, owner: str) -> None:
         """Give up one lease."""
         c = t.jobs.c
-        await self.connection.execute(sa.update(t.jobs).where(c.id == job_id, c.lease_owner == owner).values(lease_owner=None, lease_expires_at=0.0))
+        await self.connection.execute(
+            sa.update(t.jobs).where(c.id == job_id, c.lease_owner == owner).values(lease_owner=None, lease_expires_at=0.0)
+        )
 
     async def drop_leases(self, owner: str) -> None:
         """Give up every lease of `owner`, so that another scheduler need not wait."""
@@ -184,9 +187,9 @@ class JobStatements:
 
 
 _PLAIN = (
-    "project_id organization_id version epoch infra_failures not_before reason queued_at started_at finished_at "
-    "trained_tokens tuned_model lease_owner"
-).split()
+    *("project_id", "organization_id", "version", "epoch", "infra_failures", "not_before", "reason", "queued_at", "started_at"),
+    *("finished_at", "trained_tokens", "tuned_model", "lease_owner"),
+)
 _MODELS = {"dataset": DatasetRef, "validation": DatasetRef, "resolved": Resolved, "error": JobError}
 
 

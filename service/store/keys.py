@@ -28,7 +28,14 @@ class KeyStatements:
 
     async def insert_key(self, key_id: str, project_id: str, name: str, secret_sha256: str, scopes: list[str]) -> None:
         """A new key of a project; the secret itself is never stored."""
-        values = {"id": key_id, "project_id": project_id, "name": name, "secret_sha256": secret_sha256, "scopes": scopes, "created_at": self.time}
+        values = {
+            "id": key_id,
+            "project_id": project_id,
+            "name": name,
+            "secret_sha256": secret_sha256,
+            "scopes": scopes,
+            "created_at": self.time,
+        }
         await self.connection.execute(sa.insert(t.api_keys).values(values))
 
     async def key(self, key_id: str) -> sa.RowMapping | None:

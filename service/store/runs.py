@@ -63,9 +63,7 @@ class RunStatements:
         c = t.checkpoints.c
         await self.connection.execute(sa.delete(t.checkpoints).where(c.job_id == job_id, c.step == step))
         values = {"job_id": job_id, "epoch": epoch, "step": step, "prefix": prefix, "model_name": model_name, "metrics": metrics}
-        await self.connection.execute(
-            sa.insert(t.checkpoints).values(**values, id=f"ftckpt_{secrets.token_hex(12)}", created_at=self.time)
-        )
+        await self.connection.execute(sa.insert(t.checkpoints).values(**values, id=f"ftckpt_{secrets.token_hex(12)}", created_at=self.time))
         kept = sa.select(c.step).where(c.job_id == job_id).order_by(c.step.desc()).limit(keep)
         await self.connection.execute(sa.delete(t.checkpoints).where(c.job_id == job_id, c.step.not_in(kept.scalar_subquery())))
 

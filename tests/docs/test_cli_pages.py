@@ -15,12 +15,17 @@ from service.cli.pages import commands, pages
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
-def test_the_page_is_fresh() -> None:
-    assert PAGE.read_text(encoding="utf-8") == pages(), "run: python -m service.cli.pages > docs/cli.md"
+@pytest.fixture(scope="module")
+def page() -> str:
+    return pages()
 
 
-def test_every_command_has_an_example() -> None:
-    sections = pages().split("\n## ")[2:]
+def test_the_page_is_fresh(page: str) -> None:
+    assert PAGE.read_text(encoding="utf-8") == page, "run: python -m service.cli.pages > docs/cli.md"
+
+
+def test_every_command_has_an_example(page: str) -> None:
+    sections = page.split("\n## ")[2:]
     assert len(sections) == len(commands())
     for section in sections:
         name = section.partition("\n")[0]
@@ -29,8 +34,8 @@ def test_every_command_has_an_example() -> None:
         assert f"\n    {name} " in section or f"\n    {name}\n" in section or name == "tunesmith", section
 
 
-def test_every_option_is_described() -> None:
-    for section in pages().split("\n## ")[2:]:
+def test_every_option_is_described(page: str) -> None:
+    for section in page.split("\n## ")[2:]:
         _, _, options = section.partition("\nOptions:\n")
         lines = options.partition("\n\n")[0].splitlines()
         for line, following in zip(lines, [*lines[1:], ""], strict=True):
@@ -38,10 +43,10 @@ def test_every_option_is_described() -> None:
                 assert following.startswith(" " * 20), f"{section.splitlines()[0]}: {line}"
 
 
-def test_every_exit_code_is_told() -> None:
+def test_every_exit_code_is_told(page: str) -> None:
     assert set(MEANING) == set(ExitCode)
     for code, meaning in MEANING.items():
-        assert f"| {code.value} | {meaning} |" in pages()
+        assert f"| {code.value} | {meaning} |" in page
 
 
 @pytest.mark.parametrize("columns", ["40", "200"])
@@ -59,10 +64,10 @@ def test_help_loads_nothing_heavy() -> None:
     """What makes `--help` slow is imports."""
     code = "import sys, service.cli; print([name for name in sys.argv[1:] if name in sys.modules])"
     heavy = ["openai", "httpx", "httpx2", "fastapi", "sqlalchemy", "pydantic_settings", "boto3", "yaml", "rich.progress", "torch", "ray"]
-    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
 
 
 def test_the_console_script() -> None:
-    done = subprocess.run([Path(sys.executable).parent / "tunesmith", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run([Path(sys.executable).parent / "tunesmith", "--version"], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.startswith("tunesmith ")

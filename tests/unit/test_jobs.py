@@ -6,7 +6,19 @@ import itertools
 
 import pytest
 
-from service.jobs import FINAL, ON_RAY, TRANSITIONS, IllegalTransition, Job, JobSpec, JobStatus, MethodSpec, advance, checkpoint_model_name, tuned_model_name
+from service.jobs import (
+    FINAL,
+    ON_RAY,
+    TRANSITIONS,
+    IllegalTransition,
+    Job,
+    JobSpec,
+    JobStatus,
+    MethodSpec,
+    advance,
+    checkpoint_model_name,
+    tuned_model_name,
+)
 from trainers.spec import BaseModelRef
 
 EDGES = {(old, new) for old, onward in TRANSITIONS.items() for new in onward}
@@ -29,7 +41,7 @@ def test_advance_walks_exactly_the_table(old: JobStatus, new: JobStatus) -> None
 
 def test_every_state_is_in_the_table_and_leads_to_an_end() -> None:
     assert set(TRANSITIONS) == set(JobStatus)
-    assert FINAL == {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
+    assert {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED} == set(FINAL)
     for start in JobStatus:
         reached = {start}
         for _ in JobStatus:

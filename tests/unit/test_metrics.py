@@ -141,7 +141,10 @@ def test_metered_storage_passes_everything_on_and_counts(metrics: Metrics, tmp_p
     assert storage.head("a") is None
     assert storage.local_path("a") is None
     assert storage.presigned_url("k", expires=timedelta(1), filename="f") == "https://store.example/k"
-    counts = {op: value(metrics, "tunesmith_object_store_operations_total", operation=op, outcome="ok") for op in ("put", "get", "head", "list", "delete")}
+    counts = {
+        op: value(metrics, "tunesmith_object_store_operations_total", operation=op, outcome="ok")
+        for op in ("put", "get", "head", "list", "delete")
+    }
     assert counts == {"put": 2, "get": 3, "head": 2, "list": 1, "delete": 1}
 
 

@@ -69,7 +69,9 @@ async def test_a_job_reads_back_as_it_was_written(store: Store) -> None:
 async def test_migrating_twice_changes_nothing_and_fits_the_tables(store: Store) -> None:
     await store.migrate()
     async with store._engine.connect() as connection:
-        difference = await connection.run_sync(lambda sync: compare_metadata(MigrationContext.configure(sync, opts={"compare_type": True}), metadata))
+        difference = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync, opts={"compare_type": True}), metadata)
+        )
     assert difference == []
 
 
@@ -87,10 +89,14 @@ async def test_only_the_first_of_two_writers_of_one_version_wins(store: Store) -
 
 async def test_state_and_events_are_written_together_or_not_at_all(store: Store) -> None:
     (job,) = await insert(store, new_job(1))
-    with pytest.raises(ZeroDivisionError):
+
+    async def apply_and_fail() -> None:
         async with store.begin() as tx:
             await tx.apply(job, advance(job, JobStatus.QUEUED), [Notice("Queued")])
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await apply_and_fail()
     async with store.read() as tx:
         assert (await tx.any_job(job.id)) == job
         assert len((await tx.list_events(job.id, after=None, limit=10)).items) == 1
@@ -112,7 +118,7 @@ async def test_twenty_claimers_of_thirty_jobs_claim_each_once(store: Store) -> N
         return won
 
     won = await asyncio.gather(*(claim_all(f"owner-{n}") for n in range(20)))
-    assert sorted(sum(won, [])) == sorted(job.id for job in jobs)
+    assert sorted(job_id for ids in won for job_id in ids) == sorted(job.id for job in jobs)
 
 
 async def test_a_lease_is_taken_over_only_after_it_ran_out(store: Store) -> None:

@@ -1,0 +1,124 @@
+"""`tunesmith files …`: upload, check, list, get, content, delete."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.cli import check as checking
+from service.cli.connection import Service, connected
+from service.cli.options import BaseUrl, DataDir, Limit, Output
+from service.cli.output import Column, Ended, ExitCode, Format, Row, epilog, plain, say, show_one, show_rows, size
+from service.cli.screen import bar
+from service.cli.times import when
+
+app = typer.Typer(help="Training and validation files.", no_args_is_help=True)
+FileId = Annotated[str, typer.Argument(metavar="FILE_ID", help="Id of the file, file-…")]
+COLUMNS: list[Column] = [
+    ("ID", lambda file: file["id"]),
+    ("NAME", lambda file: file["filename"]),
+    ("SIZE", lambda file: size(file["bytes"])),
+    ("PURPOSE", lambda file: file["purpose"]),
+    ("CREATED", lambda file: when(file["created_at"])),
+]
+
+
+@app.command(epilog=epilog("tunesmith files upload train.jsonl", "tunesmith files upload train.jsonl -o json | jq -r '.[0].id'"))
+def upload(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="JSON Lines files.")],
+    output: Output = Format.TABLE,
+    base_url: BaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Upload files for training or validation."""
+    for path in paths:
+        readable(path)
+    with connected(base_url, data_dir) as service:
+        show_rows([upload_file(service, path) for path in paths], COLUMNS, output)
+
+
+app.command("check", epilog=checking.EPILOG)(checking.check)
+
+
+@app.command("list", epilog=epilog("tunesmith files list", "tunesmith files list --purpose fine-tune-results -o json"))
+def list_files(
+    purpose: Annotated[str | None, typer.Option(help="Only files of this purpose: fine-tune or fine-tune-results.")] = None,
+    limit: Limit = 100,
+    output: Output = Format.TABLE,
+    base_url: BaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the project's files, newest first."""
+    with connected(base_url, data_dir) as service:
+        wanted: dict[str, Any] = {"limit": min(limit, 1000)} | ({"purpose": purpose} if purpose else {})
+        found = islice(service.client.files.list(**wanted), limit)
+        show_rows([file.to_dict() for file in found], COLUMNS, output)
+
+
+@app.command(epilog=epilog("tunesmith files get file-abc123"))
+def get(file_id: FileId, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
+    """Show one file's facts."""
+    with connected(base_url, data_dir) as service:
+        show_one(service.client.files.retrieve(file_id).to_dict(), COLUMNS, output)
+
+
+@app.command(epilog=epilog("tunesmith files content file-abc123 > metrics.csv"))
+def content(file_id: FileId, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
+    """Write a file's bytes to standard output."""
+    out = typer.get_binary_stream("stdout")
+    with connected(base_url, data_dir) as service, service.client.files.with_streaming_response.content(file_id) as response:
+        for piece in response.iter_bytes(1 << 20):
+            out.write(piece)
+    out.flush()
+
+
+@app.command(epilog=epilog("tunesmith files delete file-abc123"))
+def delete(
+    file_ids: Annotated[list[str], typer.Argument(metavar="FILE_ID...", help="Ids of the files.")],
+    output: Output = Format.TABLE,
+    base_url: BaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Delete files. Jobs that were made from them stay."""
+    columns: list[Column] = [("ID", lambda file: file["id"]), ("DELETED", lambda file: "yes" if file["deleted"] else "no")]
+    with connected(base_url, data_dir) as service:
+        show_rows([service.client.files.delete(file_id).to_dict() for file_id in file_ids], columns, output)
+
+
+def readable(path: Path) -> int:
+    """Size of a file in bytes. Raises Ended unless it is a file that can be read and is not empty."""
+    try:
+        with path.open("rb") as file:
+            count = path.stat().st_size if file.read(1) else 0
+    except OSError as error:
+        raise Ended(ExitCode.USAGE, f"{path} can't be read: {error.strerror}") from None
+    if count == 0:
+        raise Ended(ExitCode.USAGE, f"{path} is empty", "Training files are JSON Lines: one JSON object per line.")
+    return count
+
+
+def upload_file(service: Service, path: Path) -> Row:
+    """Upload one file, with a bar; it is read piece by piece, so its size does not matter."""
+    count = readable(path)
+    with bar(f"uploading {plain(path.name)}", count) as shown, _Read(path, lambda done: shown.at(done, count)) as file:
+        uploaded = service.client.files.create(file=(path.name, file), purpose="fine-tune")
+    say(f"uploaded {plain(path)} ({size(count)}) as {uploaded.id}")
+    return uploaded.to_dict()
+
+
+class _Read(io.FileIO):
+    """A file that tells how far it has been read."""
+
+    def __init__(self, path: Path, at: Callable[[int], object]) -> None:
+        super().__init__(path, "rb")
+        self._at = at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(-1 if size is None else size)
+        self._at(self.tell())
+        return data or b""

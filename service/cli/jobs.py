@@ -1,0 +1,119 @@
+"""`tunesmith jobs …`: list, get, watch, cancel, events, checkpoints. `create` is in create.py."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from service.cli import create, views
+from service.cli.connection import Service, connected
+from service.cli.options import BaseUrl, DataDir, JobId, Limit, Output
+from service.cli.output import ExitCode, Format, epilog, exit_codes, plain, say, show_one, show_rows, show_stream
+from service.cli.watch import PATIENCE, Events, event_line, watch_to_end
+
+app = typer.Typer(help="Fine-tuning jobs.", no_args_is_help=True)
+Interval = Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")]
+app.command("create", epilog=create.EPILOG)(create.create)
+
+
+@app.command("list", epilog=epilog("tunesmith jobs list", "tunesmith jobs list --metadata team=search -n 5 -o json"))
+def list_jobs(
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="KEY=VALUE", help="Only jobs with this pair; may be repeated.")
+    ] = None,
+    limit: Limit = 20,
+    output: Output = Format.TABLE,
+    base_url: BaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List jobs, newest first: phase, progress, time left, age."""
+    wanted: dict[str, Any] = {"limit": min(limit, 100)} | ({"metadata": create.pairs(metadata)} if metadata else {})
+    with connected(base_url, data_dir) as service:
+        found = islice(service.client.fine_tuning.jobs.list(**wanted), limit)
+        show_rows([job.to_dict() for job in found], views.JOBS, output)
+
+
+@app.command(epilog=epilog("tunesmith jobs get ftjob-abc123", "tunesmith jobs get ftjob-abc123 -o yaml"))
+def get(job: JobId, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
+    """Show one job: what it was asked, what "auto" became, how far it is, and why it failed."""
+    with connected(base_url, data_dir) as service:
+        found = service.client.fine_tuning.jobs.retrieve(job).to_dict()
+    show_one(found, views.JOB, output)
+    if output is Format.TABLE and (lines := views.failure(found)):
+        typer.echo("\nerror")
+        for line in lines:
+            typer.echo(plain(line))
+
+
+@app.command("watch", epilog=epilog("tunesmith jobs watch ftjob-abc123") + "\n\n" + exit_codes())
+def watch_job(
+    job: JobId,
+    interval: Interval = 1.0,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds the service may be away before the watch gives up.")] = PATIENCE,
+    output: Output = Format.TABLE,
+    base_url: BaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Watch a job until it has ended; Ctrl-C detaches and leaves it running.
+
+    One live line shows stage, step, loss, tokens/s and time left; while the job waits, what it waits
+    for. Without a terminal the job's events come as lines. The exit code tells how the job ended.
+    """
+    with connected(base_url, data_dir) as service:
+        watch_to_end(service, job, output, interval=interval, patience=patience)
+
+
+@app.command(epilog=epilog("tunesmith jobs cancel ftjob-abc123"))
+def cancel(job: JobId, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
+    """Cancel a job. It is cancelled once its processes are gone; its checkpoints stay."""
+    with connected(base_url, data_dir) as service:
+        cancelled = service.client.fine_tuning.jobs.cancel(job).to_dict()
+        if cancelled["status"] != "cancelled":
+            say(f"{job} is being stopped. See it end: tunesmith jobs watch {job}{service.target.flags}")
+    show_one(cancelled, views.CREATED, output)
+
+
+@app.command(epilog=epilog("tunesmith jobs events ftjob-abc123", "tunesmith jobs events ftjob-abc123 --follow -o json"))
+def events(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended; JSON then comes as one object a line.")] = False,
+    limit: Limit = 1000,
+    interval: Interval = 1.0,
+    output: Output = Format.TABLE,
+    base_url: BaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show what happened to a job, oldest first."""
+    with connected(base_url, data_dir) as service:
+        told = Events(service, job, at_most=limit)
+        if not follow:
+            show_rows(told.fresh(), views.EVENTS, output)
+            return
+        try:
+            _follow(service, job, told, interval, output)
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.OK) from None
+
+
+def _follow(service: Service, job_id: str, told: Events, interval: float, output: Format) -> None:
+    while True:
+        ended = service.client.fine_tuning.jobs.retrieve(job_id).status in views.ENDED
+        for event in told.fresh():
+            if output is Format.TABLE:
+                typer.echo(event_line(event))
+            else:
+                show_stream(event, output)
+        if ended:
+            return
+        time.sleep(interval)
+
+
+@app.command(epilog=epilog("tunesmith jobs checkpoints ftjob-abc123"))
+def checkpoints(job: JobId, limit: Limit = 100, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
+    """List a job's complete checkpoints, newest first."""
+    with connected(base_url, data_dir) as service:
+        found = islice(service.client.fine_tuning.jobs.checkpoints.list(job, limit=min(limit, 100)), limit)
+        show_rows([checkpoint.to_dict() for checkpoint in found], views.CHECKPOINTS, output)
