@@ -1,4 +1,4 @@
-"""What tests share: the real parts (model, PostgreSQL), each started once."""
+"""What tests share: the real parts (model, PostgreSQL, S3), each started once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.pg import running_postgres
+from tests.seaweed import BUCKET, SeaweedFS, running_seaweed
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,20 @@ def postgres_url(_postgres: str) -> str:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
     engine.dispose()
     return _postgres.rpartition("/")[0] + f"/{name}"
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[SeaweedFS]:
+    """The S3 server that tests share; one that kills it starts its own."""
+    with running_seaweed() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_url(seaweed: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix of its own for each test, and the environment in which boto3 finds the server."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{secrets.token_hex(6)}"

@@ -2,6 +2,7 @@
 
 Both sides of Tunesmith use it, the service through `service.objects`; it knows nothing of either.
 Keys are relative, with `/` between parts. Everything here blocks: call it off the event loop.
+The two stores are `local_storage` and `s3_storage`; `open_storage` picks one by its address.
 """
 
 from __future__ import annotations
@@ -11,6 +12,36 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+INCOMING = ".incoming"
+"""First part of keys that nobody may use: the local store keeps files there that are still being written."""
+LONGEST_KEY, LONGEST_PART = 900, 255
+"""Bytes in UTF-8. S3 takes 1,024 with the prefix of the address, file systems 255 for one part."""
+
+
+class StorageError(Exception):
+    """What a Storage raises. Holds one text and nothing else, for it is pickled on its way through Ray."""
+
+
+class NoSuchObject(StorageError):
+    """There is no object under this key."""
+
+
+class ObjectExists(StorageError):
+    """Another content is under this key already."""
+
+
+class StorageDenied(StorageError):
+    """The store refuses: credentials, permissions, or a setting it does not take. Asking again is of no use."""
+
+
+class StorageFull(StorageError):
+    """No space or quota is left."""
+
+
+class StorageUnavailable(StorageError):
+    """The store did not answer, or what it answered was cut off or damaged. Asking again may help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +95,48 @@ class Storage(Protocol):
     def presigned_url(self, key: str, *, expires: timedelta, filename: str) -> str | None:
         """An address that serves the object without a key for a while, None where the store has none."""
         ...
+
+
+def open_storage(url: str) -> Storage:
+    """The store at `file:///absolute/directory` or `s3://bucket/prefix`; open it once a process and share it between threads.
+
+    S3 takes credentials, region and endpoint from the environment as boto3 does, and of the address one option:
+    `?checksums=when_required` for stores that refuse the checksums which are sent and verified otherwise.
+    ValueError for an address that can't be understood.
+    """
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    path = unquote(parts.path)
+    # Each store imports this module, and a local one needs no boto3: hence the imports down here.
+    if parts.scheme == "file" and parts.netloc in ("", "localhost") and path.startswith("/") and not options and not parts.fragment:
+        from trainers.local_storage import LocalStorage
+
+        return LocalStorage(Path(path))
+    if parts.scheme == "s3" and options.keys() <= {"checksums"} and not parts.fragment:
+        from trainers.s3_storage import S3Storage
+
+        return S3Storage(parts.netloc, path.strip("/"), checksums=options.get("checksums", "when_supported"))
+    # The address is not repeated: what is wrong with it may be a secret in it.
+    raise ValueError("a storage address is file:///absolute/directory or s3://bucket/prefix[?checksums=when_required]")
+
+
+def check_key(key: str) -> str:
+    """`key` itself. ValueError when it could lead out of the store, or would not mean the same in both."""
+    parts = key.split("/")
+    if any(part in ("", ".", "..") or len(part.encode()) > LONGEST_PART for part in parts) or parts[0] == INCOMING:
+        raise ValueError(f"not a key: {key!r:.200}")
+    return _check_text(key)
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix` itself, which may end within a part of a key. ValueError as for a key."""
+    directory, _, _ = prefix.rpartition("/")
+    if directory or prefix.startswith("/"):
+        check_key(directory)
+    return _check_text(prefix)
+
+
+def _check_text(key: str) -> str:
+    if len(key.encode()) > LONGEST_KEY or any(ord(character) < 32 or ord(character) == 127 for character in key):
+        raise ValueError(f"not a key: {key!r:.200}")
+    return key
