@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
 
 from service import objects, tenancy
 from service.app import App
-from service.catalogue import Catalogue
+from service.catalogue import Catalogue, CatalogueError
 from service.driver import Driver
-from service.embedded import EmbeddedRay, Lock, Ports, StackState, live_processes
+from service.embedded import CannotStart, Lock, Ports, StackState, listen, preflight
+from service.logs import log_to
 from service.metrics import MeteredStorage, Metrics
+from service.ray_head import EmbeddedRay
+from service.ray_runtime import RayAddress, RayRuntime
 from service.reports import RunReports
 from service.rest import SERVER_OPTIONS, create_rest
 from service.rpc import serve_rpc
-from service.runtime import RayRuntime
+from service.runtime import RuntimeUnavailable
 from service.scheduler import Scheduler
 from service.settings import Settings
 from service.store import Store
@@ -45,13 +48,13 @@ DRAIN = timedelta(seconds=5)
 
 
 async def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises OSError for a taken port."""
+    """Run until SIGTERM or SIGINT. Raises CannotStart, and OSError for a taken port."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         ports = Ports.open(settings)
-        rest_socket = _listen(settings.host, ports.rest)
+        rest_socket = stack.enter_context(listen(settings.host, ports.rest))
         metrics = Metrics()
         store = Store(settings.database)
         stack.push_async_callback(store.close)
@@ -59,48 +62,140 @@ async def serve(settings: Settings) -> None:
         await tenancy.first_key(store, settings.data_dir / "api-key")
         storage = MeteredStorage(open_storage(settings.storage), metrics)
         await asyncio.to_thread(objects.probe, storage)
-        ray = await _ray(settings, stack)
-        scheduler_wakes: list[Any] = []
+        runtime = await _ray(settings, stack, stop)
+        wakes: list[Scheduler] = []
 
         def wake() -> None:
-            for scheduler in scheduler_wakes:
+            for scheduler in wakes:
                 scheduler.wake()
 
         reports = RunReports(store, storage, metrics, wake)
-        app = App(store, storage, Catalogue.load(settings), ray.runtime, reports, wake)
+        app = App(store, storage, Catalogue.load(settings), runtime, reports, wake)
         rpc, rpc_port = await serve_rpc(app, f"{settings.host}:{ports.grpc}")
         stack.push_async_callback(rpc.stop, DRAIN.total_seconds())
         report_address = settings.report_address or f"{settings.host}:{rpc_port}"
         validation = Validation(store, storage, settings)
 
         def new_driver(owner: str) -> Driver:
-            return Driver(owner, store, storage, ray.runtime, validation, settings, metrics, report_address)
+            return Driver(owner, store, storage, runtime, validation, settings, metrics, report_address)
 
-        scheduler = Scheduler(store, ray.runtime, settings, metrics, new_driver)
-        scheduler_wakes.append(scheduler)
-        await stack.enter_async_context(_background(scheduler.run()))
-        port = rest_socket.getsockname()[1]
-        ports.keep(port, rpc_port)
-        await stack.enter_async_context(_rest(create_rest(app, metrics, settings), rest_socket))
-        _announce(settings, port, rpc_port, ray)
+        scheduler = Scheduler(store, runtime, settings, metrics, new_driver)
+        wakes.append(scheduler)
+        await stack.enter_async_context(_background(scheduler.run(), stop))
+        ports.keep(ports.rest, rpc_port)
+        await stack.enter_async_context(_rest(create_rest(app, metrics, settings), rest_socket, stop))
+        _announce(settings, ports.rest, rpc_port)
         await stop.wait()
         log.info("stopping")
 
 
+async def _ray(settings: Settings, stack: AsyncExitStack, stop: asyncio.Event) -> RayRuntime:
+    """The cluster that is set, or a local head; the latter comes up while the gateway answers already."""
+    if settings.ray_address is None:
+        head = EmbeddedRay(settings.data_dir)
+        stack.push_async_callback(head.stop)
+        await stack.enter_async_context(_background(head.run(), stop))
+        return head.runtime
+    if settings.report_address is None and settings.host in ("127.0.0.1", "::1", "localhost"):
+        log.warning(
+            "runs_report_to_loopback", next_step="set TUNESMITH_HOST and TUNESMITH_REPORT_ADDRESS unless the cluster is this machine"
+        )
+    token = settings.ray_token.get_secret_value() if settings.ray_token else None
+    address = RayAddress(settings.ray_address.rstrip("/"), token)
+    runtime = RayRuntime(lambda: address, require_token=not settings.allow_open_ray)
+    stack.push_async_callback(runtime.close)
+    try:
+        if not settings.allow_open_ray and not await runtime.guarded():
+            raise CannotStart(
+                f"the Ray cluster at {address.url} answers without a token; turn token mode on, or set TUNESMITH_ALLOW_OPEN_RAY"
+            )
+    except RuntimeUnavailable as error:
+        log.warning("ray_away", cause=str(error))
+    return runtime
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> AsyncGenerator[None]:
+    """Run `work` beside the rest, which is told to stop if it ends by itself; cancelled at the end."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda _: stop.set())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave signals to `serve`, which stops everything in order."""
+        yield
+
+
+@asynccontextmanager
+async def _rest(api: FastAPI, listening: socket.socket, stop: asyncio.Event) -> AsyncGenerator[None]:
+    """Serve REST; at the end no new connections are taken and requests in flight are finished."""
+    grace = int(DRAIN.total_seconds())
+    server = _Server(uvicorn.Config(api, log_config=None, lifespan="off", timeout_graceful_shutdown=grace, **SERVER_OPTIONS))
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    task.add_done_callback(lambda _: stop.set())
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+def _announce(settings: Settings, port: int, rpc_port: int) -> None:
+    """Tell `tunesmith status` and the client commands where the stack is."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
+    state = StackState(
+        pid=os.getpid(),
+        base_url=f"http://{host}:{port}/v1",
+        grpc_address=f"{host}:{rpc_port}",
+        api_key_file=str((settings.data_dir / "api-key").absolute()),
+        ray_address=settings.ray_address,
+    )
+    state.write(settings.data_dir)
+    log.info("listening", rest=state.base_url, grpc=state.grpc_address)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Exit code 2 and one line on stderr when it can't start."""
+    """Entry point. Exit code 2 and one line on stderr when it can't start, 1 when it failed later."""
     parser = argparse.ArgumentParser(prog="python -m service.gateway", description="One Tunesmith gateway with its scheduler.")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--grpc-port", type=int)
+    parser.add_argument("--log-file", type=Path, help="write log lines there, not to standard error")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    settings = Settings(**given)
-    _log_to_stderr(settings.log_level)
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with Lock.held(settings.data_dir):
-        asyncio.run(serve(settings))
+    log_file = given.pop("log_file", None)
+    try:
+        settings = Settings(**given)
+        preflight(settings)
+        log_to(log_file, settings.log_level)
+        with Lock.held(settings.data_dir):
+            asyncio.run(serve(settings))
+    except (CannotStart, CatalogueError, ValidationError, OSError) as error:
+        return _refuse(error, log_file)
+    except Exception:
+        log.exception("gateway_failed")
+        return 1
     return 0
+
+
+def _refuse(error: Exception, log_file: Path | None) -> int:
+    message = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        message = f"TUNESMITH_{'_'.join(str(part) for part in first['loc']).upper()}: {first['msg']}"
+    if log_file is not None:
+        log_to(log_file, "error")
+        log.error("cannot_start", cause=message)
+    sys.stderr.write(f"tunesmith: {message}\n")
+    return 2
 
 
 if __name__ == "__main__":

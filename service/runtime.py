@@ -1,7 +1,4 @@
-"""Where runs execute. The scheduler knows only `Runtime`; `RayRuntime` speaks to a Ray cluster over HTTP.
-
-The gateway needs no ray package: the Ray Jobs and state APIs are plain HTTP with a bearer token.
-"""
+"""Where runs execute, as the scheduler sees it: `Runtime`. Knows no Ray; `ray_runtime.RayRuntime` is the one that does."""
 
 from __future__ import annotations
 
@@ -66,4 +63,8 @@ class Runtime(Protocol):
 
     async def capacity(self) -> Capacity:
         """What there is to give."""
+        ...
+
+    async def live_runs(self) -> list[str]:
+        """The ids of runs of which anything lives; on a shared cluster also those of another gateway."""
         ...

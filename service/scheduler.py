@@ -28,14 +28,14 @@ OWNED = ON_RAY | {JobStatus.VALIDATING}
 """States in which a job needs somebody to look after it."""
 TICK = timedelta(seconds=1)
 """Longest wait between two looks at the queue; `wake` makes it shorter."""
+SWEEP = timedelta(minutes=1)
+"""Between two looks for runs that nobody looks after; the first comes at the start."""
 
 
 class Scheduler:
     """Claims queued jobs and drives every job that it holds the lease of."""
 
-    def __init__(
-        self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics, new_driver: Callable[[str], Driver]
-    ) -> None:
+    def __init__(self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics, new_driver: Callable[[str], Driver]) -> None:
         self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
         self.owner = f"scheduler-{secrets.token_hex(6)}"
         self._driver = new_driver(self.owner)
@@ -53,6 +53,7 @@ class Scheduler:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._every(self._settings.heartbeat, self._renew))
                 group.create_task(self._every(TICK, self._look, wakeable=True))
+                group.create_task(self._every(SWEEP, self._sweep))
         finally:
             for task in self._tasks.values():
                 task.cancel()
@@ -96,6 +97,23 @@ class Scheduler:
         await self._claim()
         async with self._store.read() as tx:
             self._metrics.set_jobs_by_status(await tx.count_by_status())
+
+    async def _sweep(self) -> None:
+        """Stop what still runs of jobs that have ended or gone on to another run.
+
+        A run of a job that the database does not know is left alone: it may be another gateway's on the same cluster.
+        """
+        live = await self._runtime.live_runs()
+        if not live:
+            return
+        async with self._store.read() as tx:
+            current = {f"{job.id}-{job.epoch}" for job in await tx.jobs_in(ON_RAY)}
+            suspects = [run_id for run_id in live if run_id not in current]
+            known = {job.id for job in await tx.jobs_in(JobStatus)} if suspects else set[str]()
+        for run_id in suspects:
+            if run_id.rpartition("-")[0] in known:
+                log.warning("stray_run_stopped", run=run_id)
+                await self._runtime.stop(run_id)
 
     def _drive(self, job: Job) -> None:
         old = self._tasks.pop(job.id, None)

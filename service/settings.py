@@ -20,8 +20,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default=Path(".tunesmith"), description="Everything the embedded stack keeps: database, objects, keys, logs.")
     host: str = Field(default="127.0.0.1", description="Address REST and gRPC listen on.")
-    port: int = Field(default=8400, ge=0, le=65535, description="REST port; 0 takes a free one.")
-    grpc_port: int = Field(default=8401, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
+    port: int = Field(default=8400, ge=0, le=65535, description="REST port; 0 takes a free one. Unless set, that of the last start.")
+    grpc_port: int = Field(default=8401, ge=0, le=65535, description="gRPC port; 0 takes a free one. Unless set, that of the last start.")
     database_url: str | None = Field(
         default=None,
         description="SQLAlchemy address, e.g. postgresql+psycopg://…; SQLite in data_dir unless set.",

@@ -47,6 +47,7 @@ class SmallRun:
     """A storage with a base model and two datasets."""
 
     directory: Path
+    storage_url: str
     storage: Storage
     base: BaseModelRef
     training: DatasetRef
@@ -74,7 +75,7 @@ class SmallRun:
             "validation": self.validation,
             "resolved": Resolved(**resolved),
             "tunesmith": TunesmithSpec.model_validate(sections),
-            "storage_url": (self.directory / "objects").as_uri(),
+            "storage_url": self.storage_url,
             "report_address": "127.0.0.1:1",
             "tuned_model": "ft:tiny:org::small",
         }
@@ -91,16 +92,17 @@ class SmallRun:
         return manifest.read(self.storage, spec.model_prefix).sha256_of("adapter/adapter_model.safetensors")
 
 
-def small_run(directory: Path, rows: int = 40) -> SmallRun:
-    """Make the storage below `directory`."""
-    storage = open_storage((directory / "objects").as_uri())
+def small_run(directory: Path, rows: int = 40, storage_url: str | None = None) -> SmallRun:
+    """Make the storage, below `directory` unless an address is given."""
+    storage_url = storage_url or (directory / "objects").as_uri()
+    storage = open_storage(storage_url)
     model = write_tiny_model(directory / "tiny")
     manifest.write(storage, "base/tiny/1", model, {})
     tokenizer = open_tokenizer(model)
     conversations = [json.loads(line)["messages"] for line in (TWEETS / "tweets-train.jsonl").read_text().splitlines()[: rows + 8]]
     encoded = [tokenizer.encode(messages[1:]) for messages in conversations]
     refs = [_dataset(storage, directory, name, part) for name, part in (("train", encoded[:rows]), ("valid", encoded[rows:]))]
-    return SmallRun(directory, storage, BaseModelRef(id="tiny", revision="1", prefix="base/tiny/1", licence="mit"), *refs)
+    return SmallRun(directory, storage_url, storage, BaseModelRef(id="tiny", revision="1", prefix="base/tiny/1", licence="mit"), *refs)
 
 
 def _dataset(storage: Storage, directory: Path, name: str, rows: list[Any]) -> DatasetRef:

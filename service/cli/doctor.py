@@ -100,17 +100,16 @@ def _memory(local: Local) -> Finding:
 
 
 def _ports(local: Local) -> Finding:
-    from service.embedded import Lock, bindable
+    from service.embedded import CannotStart, Lock, Ports
 
     settings = local.settings
     if Lock.holder(settings.data_dir) is not None:
         return Finding("ports", "ok", "held by the service on this data directory")
-    taken = [str(port) for port in (settings.port, settings.grpc_port) if port and not bindable(settings.host, port)]
-    if taken:
-        return Finding(
-            "ports", "fail", f"{' and '.join(taken)} taken by another program", "Use --port 0 and --grpc-port 0, or other numbers."
-        )
-    return Finding("ports", "ok", f"{settings.port} and {settings.grpc_port} are free on {settings.host}")
+    try:
+        ports = Ports.open(settings)
+    except CannotStart as error:
+        return Finding("ports", "fail", str(error), "Use --port 0 and --grpc-port 0, or other numbers.")
+    return Finding("ports", "ok", f"{ports.rest} and {ports.grpc} are free on {settings.host}")
 
 
 def _ray(local: Local) -> Finding:

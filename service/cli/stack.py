@@ -36,11 +36,13 @@ LEAVE_SECONDS = 60.0
 """Requests in flight, then Ray, get their grace."""
 Port = Annotated[
     int | None,
-    typer.Option("--port", min=0, max=65535, help="REST port; 0 takes a free one and keeps it.  [default: 8400]", show_default=False),
+    typer.Option("--port", min=0, max=65535, help="REST port; 0 takes a free one.  [default: the last, else 8400]", show_default=False),
 ]
 GrpcPort = Annotated[
     int | None,
-    typer.Option("--grpc-port", min=0, max=65535, help="gRPC port; 0 takes a free one and keeps it.  [default: 8401]", show_default=False),
+    typer.Option(
+        "--grpc-port", min=0, max=65535, help="gRPC port; 0 takes a free one.  [default: the last, else 8401]", show_default=False
+    ),
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once the stack is ready, and leave it running.")]
 
@@ -142,7 +144,9 @@ def _spawn(settings: Settings, detach: bool) -> subprocess.Popen[bytes]:
     logs.mkdir(exist_ok=True, mode=0o700)
     # -P: a directory named "service" where the command is typed must not take the place of ours.
     command = [sys.executable, "-P", "-m", "service.gateway", "--data-dir", str(settings.data_dir)]
-    command += ["--port", str(settings.port), "--grpc-port", str(settings.grpc_port)]
+    for name in ("port", "grpc_port"):
+        if name in settings.model_fields_set:
+            command += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     if not detach:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     say(f"Starting the service on {settings.data_dir} …")

@@ -1,0 +1,304 @@
+"""The scheduler and its driver on a real SQLite store and real local storage; only Ray is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from protos.tunesmith.v1 import runs_pb2 as pb
+from service.driver import Driver
+from service.errors import ErrorCode, TunesmithError
+from service.jobs import Job, JobSpec, JobStatus, MethodSpec, Notice, advance
+from service.metrics import Metrics
+from service.reports import RunReports
+from service.resolve import resolve
+from service.runtime import Capacity, RunState
+from service.scheduler import Scheduler
+from service.settings import Settings
+from service.store import Store
+from tests.fake_runtime import FakeRuntime
+from trainers.spec import BaseModelRef, DatasetRef, ResourceSpec, TunesmithSpec
+from trainers.storage import Storage, open_storage
+
+BASE = BaseModelRef(id="m", revision="1", prefix="base/m/1", licence="mit")
+DATA = DatasetRef(prefix="datasets/d", sha256="d", rows=32, tokens=900, trained_tokens=64, longest=40)
+
+
+class Validated:
+    """A data check that finds nothing wrong."""
+
+    async def check(self, job: Job) -> tuple[Job, list[Notice]]:
+        return advance(job, JobStatus.QUEUED, dataset=DATA, resolved=resolve(job.spec, DATA)), [Notice("Files validated")]
+
+
+@dataclass
+class World:
+    store: Store
+    storage: Storage
+    runtime: FakeRuntime
+    settings: Settings
+    reports: RunReports
+    schedulers: list[Scheduler]
+
+    def scheduler(self) -> Scheduler:
+        def new_driver(owner: str) -> Driver:
+            return Driver(owner, self.store, self.storage, self.runtime, Validated(), self.settings, Metrics(), "127.0.0.1:1")
+
+        made = Scheduler(self.store, self.runtime, self.settings, Metrics(), new_driver)
+        self.schedulers.append(made)
+        return made
+
+    async def post(self, number: int = 1, resources: ResourceSpec | None = None) -> str:
+        spec = JobSpec(
+            model="m",
+            training_file="file-1",
+            seed=1,
+            method=MethodSpec(type="supervised"),
+            tunesmith=TunesmithSpec(resources=resources or ResourceSpec()),
+        )
+        job = Job(f"ftjob-{number}", "proj_1", "org-1", spec, JobStatus.VALIDATING, 1, 0.0, BASE)
+        async with self.store.begin() as tx:
+            await tx.insert_job(job, "f", [Notice("Created")])
+        self.wake()
+        return job.id
+
+    async def job(self, job_id: str) -> Job:
+        async with self.store.read() as tx:
+            return await tx.any_job(job_id)
+
+    async def until(self, job_id: str, holds: Callable[[Job], bool]) -> Job:
+        for _ in range(400):
+            job = await self.job(job_id)
+            if holds(job):
+                return job
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"the job stayed {job.status} at run {job.epoch}: {job.reason}")
+
+    async def until_is(self, job_id: str, status: JobStatus, epoch: int | None = None) -> Job:
+        return await self.until(job_id, lambda job: job.status is status and epoch in (None, job.epoch))
+
+    async def tell(self, job: Job, *reports: pb.RunReport) -> pb.ReportResponse:
+        token = self.storage.get(f"runs/{job.id}/{job.epoch}/token").decode()
+        answer = await self.reports.take(token, pb.ReportRequest(job_id=job.id, epoch=job.epoch, reports=reports))
+        self.wake()
+        return answer
+
+    async def finish(self, job: Job, seq: int) -> None:
+        csv = b"step\n"
+        manifest = {"files": [{"name": "metrics.csv", "bytes": len(csv), "sha256": hashlib.sha256(csv).hexdigest()}]}
+        body = json.dumps(manifest).encode()
+        self.storage.put(f"models/{job.id}/{job.epoch}/metrics.csv", csv)
+        self.storage.put(f"models/{job.id}/{job.epoch}/manifest.json", body)
+        finished = pb.Finished(last_step=4, manifest_sha256=hashlib.sha256(body).hexdigest(), trained_tokens=256)
+        await self.tell(job, pb.RunReport(seq=seq, finished=finished))
+
+    def wake(self) -> None:
+        for scheduler in self.schedulers:
+            scheduler.wake()
+
+    async def events(self, job_id: str) -> list[str]:
+        async with self.store.read() as tx:
+            return [event.message for event in (await tx.list_events(job_id, after=None, limit=100)).items]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    settings = Settings(
+        data_dir=tmp_path,
+        lease_ttl=timedelta(seconds=2),
+        heartbeat=timedelta(seconds=0.2),
+        retry_backoff=timedelta(seconds=0.05),
+        cancel_grace=timedelta(seconds=0.1),
+        run_silence=timedelta(seconds=60),
+        max_retries=2,
+    )
+    store = Store(settings.database)
+    await store.migrate()
+    storage = open_storage(settings.storage)
+    yield World(store, storage, FakeRuntime(), settings, RunReports(store, storage, Metrics(), lambda: None), [])
+    await store.close()
+
+
+@pytest.fixture
+async def scheduler(world: World) -> AsyncIterator[Scheduler]:
+    made = world.scheduler()
+    task = asyncio.create_task(made.run())
+    yield made
+    await stop(task)
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+STARTED = pb.RunReport(seq=1, started=pb.Started(world_size=1, total_steps=4))
+
+
+async def test_a_job_runs_from_post_to_success(world: World, scheduler: Scheduler) -> None:
+    job = await world.until_is(await world.post(), JobStatus.STARTING)
+    await world.until(job.id, lambda _: bool(world.runtime.launched))
+    (spec,) = world.runtime.launched
+    assert (spec.run_id, spec.tunesmith.resources.cpus_per_worker, spec.resolved.steps) == ("ftjob-1-1", 2, 12)
+    assert (await world.tell(job, STARTED)).directive == pb.DIRECTIVE_CONTINUE
+    assert (await world.job(job.id)).status is JobStatus.RUNNING
+    step = pb.StepDone(step=4, train_loss=0.5, learning_rate=1e-4)
+    await world.tell(job, pb.RunReport(seq=2, step=step), pb.RunReport(seq=3, checkpoint=pb.CheckpointSaved(step=4, prefix="p")))
+    await world.finish(job, seq=4)
+    done = await world.until_is(job.id, JobStatus.SUCCEEDED)
+    assert done.tuned_model == "ft:m:org-1::1"
+    assert (done.trained_tokens, len(done.result_files), done.lease_owner) == (256, 1, None)
+    assert (await world.events(job.id))[:2] == ["The job has successfully completed", "New fine-tuned model created: ft:m:org-1::1"]
+    async with world.store.read() as tx:
+        (checkpoint,) = await tx.checkpoints(job.id)
+        assert (checkpoint.model_name, checkpoint.metrics["train_loss"]) == (done.tuned_model, 0.5)
+        assert (await tx.file("proj_1", done.result_files[0])) is not None
+    with pytest.raises(KeyError):
+        world.storage.get(f"runs/{job.id}/1/token") if world.storage.head(f"runs/{job.id}/1/token") else {}["gone"]
+
+
+async def running(world: World, number: int = 1) -> Job:
+    job = await world.until_is(await world.post(number), JobStatus.STARTING)
+    await world.until(job.id, lambda job: f"{job.id}-{job.epoch}" in world.runtime.runs)
+    await world.tell(job, STARTED)
+    return await world.job(job.id)
+
+
+async def test_repeating_a_report_has_no_effect_and_a_gap_is_refused(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    before = await world.events(job.id)
+    assert (await world.tell(job, STARTED)).acknowledged == 1
+    assert await world.events(job.id) == before
+    with pytest.raises(TunesmithError, match="2 is missing"):
+        await world.tell(job, pb.RunReport(seq=3, step=pb.StepDone(step=1)))
+
+
+async def test_a_wrong_token_is_refused(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    with pytest.raises(TunesmithError) as refusal:
+        await world.reports.take("guess", pb.ReportRequest(job_id=job.id, epoch=1))
+    assert refusal.value.code is ErrorCode.UNAUTHENTICATED
+
+
+async def test_a_lost_run_is_followed_by_another_and_the_first_may_no_longer_write(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    world.runtime.ends(f"{job.id}-1", RunState.FAILED, "killed")
+    again = await world.until_is(job.id, JobStatus.STARTING, epoch=2)
+    await world.until(job.id, lambda _: f"{job.id}-2" in world.runtime.runs)
+    with pytest.raises(TunesmithError) as refusal:
+        await world.tell(job, pb.RunReport(seq=2, step=pb.StepDone(step=1)))
+    assert refusal.value.code is ErrorCode.STALE
+    await world.tell(again, STARTED)
+    await world.finish(again, seq=2)
+    await world.until_is(job.id, JobStatus.SUCCEEDED)
+    assert any("Run 1 was lost" in message and "killed" in message for message in await world.events(job.id))
+
+
+async def test_a_run_that_dies_every_time_is_given_up(world: World, scheduler: Scheduler) -> None:
+    job_id = await world.post()
+    for epoch in (1, 2, 3):
+        await world.until(job_id, lambda _, epoch=epoch: f"{job_id}-{epoch}" in world.runtime.runs)
+        world.runtime.ends(f"{job_id}-{epoch}", RunState.FAILED, "segmentation fault")
+    failed = await world.until_is(job_id, JobStatus.FAILED)
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.cause, failed.epoch) == ("worker_lost", "infrastructure", 3)
+    assert failed.error.details["log_tail"] == ["the last line"]
+
+
+async def test_progress_gives_the_retry_budget_back(world: World, scheduler: Scheduler) -> None:
+    job_id = await world.post()
+    for epoch in range(1, 6):
+        job = await world.until_is(job_id, JobStatus.STARTING, epoch=epoch)
+        await world.until(job_id, lambda job: f"{job.id}-{job.epoch}" in world.runtime.runs)
+        resumed = pb.Started(total_steps=12, resumed_step=epoch - 1)
+        saved = pb.CheckpointSaved(step=epoch, prefix=f"runs/{job_id}/{epoch}/checkpoints/step-{epoch}")
+        await world.tell(job, pb.RunReport(seq=1, started=resumed), pb.RunReport(seq=2, checkpoint=saved))
+        world.runtime.ends(f"{job_id}-{epoch}", RunState.FAILED, "node lost")
+    await world.until_is(job_id, JobStatus.STARTING, epoch=6)
+
+
+async def test_a_fault_of_the_job_is_not_tried_again(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    failed = pb.Failed(code="nan_loss", message="the loss is NaN; lower the learning rate", cause="config")
+    await world.tell(job, pb.RunReport(seq=2, failed=failed))
+    ended = await world.until_is(job.id, JobStatus.FAILED)
+    assert ended.error is not None
+    assert (ended.error.code, ended.epoch) == ("nan_loss", 1)
+
+
+async def test_a_silent_run_is_killed_and_started_again(world: World, scheduler: Scheduler) -> None:
+    world.settings.__dict__["run_silence"] = timedelta(seconds=0.3)
+    job = await running(world)
+    await world.until_is(job.id, JobStatus.STARTING, epoch=2)
+    assert f"{job.id}-1" in world.runtime.stopped
+
+
+async def test_cancel_waits_until_the_processes_are_gone(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    async with world.store.begin() as tx:
+        current = await tx.any_job(job.id)
+        await tx.apply(current, advance(current, JobStatus.CANCELLING), [])
+    assert (await world.tell(job)).directive == pb.DIRECTIVE_STOP
+    assert (await world.job(job.id)).status is JobStatus.CANCELLING
+    await world.until_is(job.id, JobStatus.CANCELLED)
+    assert world.runtime.stopped[0] == f"{job.id}-1"
+    assert not world.runtime.runs[f"{job.id}-1"].alive
+
+
+async def test_a_full_cluster_says_what_the_job_waits_for(world: World, scheduler: Scheduler) -> None:
+    await running(world)
+    await world.post(2)
+    await world.post(3, ResourceSpec(workers=1, gpus_per_worker=4))
+    assert (await world.until("ftjob-2", lambda job: bool(job.reason) and job.status is JobStatus.QUEUED)).reason == (
+        "waiting for 2 processor cores, 0 free"
+    )
+    assert (await world.until("ftjob-3", lambda job: "GPU" in job.reason)).reason == (
+        "waiting for 4 GPUs, 0 in all: the cluster is too small for this job"
+    )
+
+
+async def test_jobs_survive_a_runtime_that_is_away(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    world.runtime.away = True
+    await asyncio.sleep(0.3)
+    world.runtime.away = False
+    await world.finish(job, seq=2)
+    await world.until_is(job.id, JobStatus.SUCCEEDED)
+
+
+async def test_another_scheduler_takes_over_and_the_first_may_no_longer_write(world: World) -> None:
+    first = world.scheduler()
+    task = asyncio.create_task(first.run())
+    job = await running(world)
+    # The first falls silent without a word: its tasks stop, its leases stay until they run out.
+    async with world.store.begin() as tx:
+        await tx.renew_leases(first.owner, timedelta(seconds=-1))
+    second = world.scheduler()
+    takeover = asyncio.create_task(second.run())
+    taken = await world.until(job.id, lambda job: job.lease_owner == second.owner)
+    assert (taken.status, taken.epoch) == (JobStatus.RUNNING, 1)
+    await world.finish(replace(job), seq=2)
+    await world.until_is(job.id, JobStatus.SUCCEEDED)
+    assert (await world.events(job.id)).count("The job has successfully completed") == 1
+    for each in (task, takeover):
+        await stop(each)
+
+
+async def test_two_schedulers_start_each_job_once(world: World) -> None:
+    world.runtime.total = Capacity(cpus=1000, gpus=0, nodes=500)
+    tasks = [asyncio.create_task(world.scheduler().run()) for _ in range(2)]
+    ids = [await world.post(number, ResourceSpec(cpus_per_worker=1)) for number in range(30)]
+    for job_id in ids:
+        await world.until(job_id, lambda job: f"{job.id}-1" in world.runtime.runs)
+    assert sorted(spec.run_id for spec in world.runtime.launched) == sorted(f"{job_id}-1" for job_id in ids)
+    for task in tasks:
+        await stop(task)
