@@ -291,6 +291,7 @@ class App:
                 f"The model '{spec.model}' has not been pulled yet: run `tunesmith models pull {spec.model}`.", "model", "model_not_found"
             )
         await asyncio.to_thread(self._catalogue.check_targets, self._storage, ref, spec.tunesmith.adapter)
+        await asyncio.to_thread(self._catalogue.check_length, self._storage, ref, spec.tunesmith.training.max_length)
         return ref
 
     async def _base_models(self) -> list[Model]:

@@ -182,6 +182,12 @@ class Catalogue:
             self._facts[ref.prefix] = known
         return known[1]
 
+    def check_length(self, storage: Storage, ref: BaseModelRef, max_length: int) -> None:
+        """Raise INVALID_REQUEST when rows may become longer than the model's positions."""
+        longest = (self.facts(storage, ref) or {}).get("max_length")
+        if longest is not None and max_length > longest:
+            raise invalid(f"'{ref.id}' takes at most {longest:,} tokens, not {max_length:,}.", "tunesmith.training.max_length")
+
     def check_targets(self, storage: Storage, ref: BaseModelRef, adapter: AdapterSpec) -> None:
         """Raise INVALID_REQUEST unless each of the adapter's target modules names linear modules of the model.
 

@@ -22,7 +22,7 @@ import structlog
 from service import objects
 from service.conclude import failed_job, requeued_job, result_file, succeeded_notices
 from service.gangs import gang
-from service.jobs import FINAL, Job, JobError, JobStatus, Notice, advance
+from service.jobs import FINAL, ON_RAY, TRANSITIONS, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
 from service.reports import planned_model_name
 from service.runtime import Observation, RunState, Runtime, RuntimeUnavailable
@@ -149,6 +149,19 @@ class Driver:
             self._ended(job.id, "cancelled")
             await asyncio.to_thread(objects.delete_prefix, self._storage, f"{published_prefix(job.id)}/")
             await asyncio.to_thread(objects.delete_prefix, self._storage, f"runs/{job.id}/")
+
+    async def give_up(self, job_id: str, error: JobError) -> None:
+        """Fail the job whose steps end in an error that nobody foresaw; a job that is being stopped goes on being stopped."""
+        job = await self._read(job_id)
+        if JobStatus.FAILED not in TRANSITIONS[job.status]:
+            return
+        if job.status in ON_RAY:
+            await self._until_gone(f"{job.id}-{job.epoch}", grace=timedelta(0))
+        async with self._writing() as tx:
+            current = await self._still(tx, job)
+            failed, notices = failed_job(current, error, tx.time)
+            await tx.apply(current, failed, notices)
+        self._ended(job.id, "failed")
 
     # How a run ends
 

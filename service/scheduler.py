@@ -17,7 +17,7 @@ import structlog
 
 from service.driver import Driver, LeaseLost
 from service.gangs import Gang, fits_ever, gang, shortage
-from service.jobs import ON_RAY, Job, JobStatus, Notice, advance
+from service.jobs import ON_RAY, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
 from service.runtime import Capacity, Runtime, RuntimeUnavailable
 from service.settings import Settings
@@ -31,6 +31,9 @@ TICK = timedelta(seconds=1)
 SWEEP = timedelta(minutes=1)
 """Between two looks for runs that nobody looks after; the first comes at the start."""
 
+MAX_SETBACKS = 5
+"""Errors that nobody foresaw, in a row, after which a job is given up."""
+
 
 class Scheduler:
     """Claims queued jobs and drives every job that it holds the lease of."""
@@ -40,6 +43,7 @@ class Scheduler:
         self.owner = f"scheduler-{secrets.token_hex(6)}"
         self._driver = new_driver(self.owner)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._setbacks: dict[str, int] = {}
         self._awake = asyncio.Event()
 
     def wake(self) -> None:
@@ -108,12 +112,11 @@ class Scheduler:
             return
         async with self._store.read() as tx:
             current = {f"{job.id}-{job.epoch}" for job in await tx.jobs_in(ON_RAY)}
-            suspects = [run_id for run_id in live if run_id not in current]
-            known = {job.id for job in await tx.jobs_in(JobStatus)} if suspects else set[str]()
-        for run_id in suspects:
-            if run_id.rpartition("-")[0] in known:
-                log.warning("stray_run_stopped", run=run_id)
-                await self._runtime.stop(run_id)
+            suspects = {run_id: run_id.rpartition("-")[0] for run_id in live if run_id not in current}
+            known = await tx.known_jobs(suspects.values()) if suspects else set[str]()
+        for run_id in (run_id for run_id, job_id in suspects.items() if job_id in known):
+            log.warning("stray_run_stopped", run=run_id)
+            await self._runtime.stop(run_id)
 
     def _drive(self, job: Job) -> None:
         old = self._tasks.pop(job.id, None)
@@ -126,14 +129,28 @@ class Scheduler:
             await self._driver.drive(job.id)
         except LeaseLost:
             log.info("stepped_down", job=job.id)
-        except Exception:
+        except Exception as error:
             log.exception("driver_error", job=job.id)
-            # Let go, so that the next look takes the job up afresh after a pause.
-            await asyncio.sleep(self._settings.heartbeat.total_seconds())
-            async with self._store.begin() as tx:
-                await tx.drop_lease(job.id, self.owner)
+            await self._set_back(job.id, error)
+        else:
+            self._setbacks.pop(job.id, None)
         finally:
             self._awake.set()
+
+    async def _set_back(self, job_id: str, error: Exception) -> None:
+        """Let go, so that the next look takes the job up afresh after a pause; not for ever, for it may be the job's own doing."""
+        self._setbacks[job_id] = self._setbacks.get(job_id, 0) + 1
+        try:
+            if self._setbacks[job_id] >= MAX_SETBACKS:
+                message = (
+                    f"the service failed {MAX_SETBACKS} times while it looked after this job ({type(error).__name__}); its log says why"
+                )
+                await self._driver.give_up(job_id, JobError(code="service_error", message=message))
+            await asyncio.sleep(self._settings.heartbeat.total_seconds())
+            async with self._store.begin() as tx:
+                await tx.drop_lease(job_id, self.owner)
+        except (LeaseLost, Stale, StoreUnavailable):
+            log.warning("setback_not_noted", job=job_id)  # the lease runs out by itself
 
     async def _claim(self) -> None:
         async with self._store.read() as tx:

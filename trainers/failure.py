@@ -57,7 +57,8 @@ def chain_of(error: BaseException | None) -> list[BaseException]:
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
-        error = error.__cause__ or error.__context__
+        wrapped = next((inner for name in _WRAPPED if isinstance(inner := getattr(error, name, None), BaseException)), None)
+        error = wrapped or error.__cause__ or error.__context__
     return found
 
 
@@ -66,7 +67,9 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|DefaultCPUAllocator", re.I)
+_WRAPPED = ("_base_exc", "controller_failure", "cause")
+"""Where Ray's exceptions keep the one that they carry from another process."""
+_NO_MEMORY = re.compile(r"can't allocate memory|low on memory|not enough memory|out of memory|bad_alloc|DefaultCPUAllocator", re.I)
 _PEER_GONE = re.compile(r"gloo|nccl|connection closed by peer|connection reset by peer|Connection refused|broken pipe|process group", re.I)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -82,7 +85,11 @@ def _out_of_memory(error: BaseException) -> TrainingFailed:
 
 
 def _is_full(error: BaseException) -> bool:
-    return isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in _DISK_FULL)
+    return (
+        type(error).__name__ == "OutOfDiskError"
+        or isinstance(error, StorageFull)
+        or (isinstance(error, OSError) and error.errno in _DISK_FULL)
+    )
 
 
 def _full(error: BaseException) -> TrainingFailed:
@@ -111,6 +118,19 @@ def _peer_gone(error: BaseException) -> TrainingFailed:
     return TrainingFailed("worker_lost", f"the connection between workers broke ({_words(error)})", "infrastructure")
 
 
+def _is_lost(error: BaseException) -> bool:
+    """Ray's own errors tell of processes and nodes that are gone, but for those that only carry another's."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"RayError", "RayTrainError"}) and not names & _CARRIERS
+
+
+_CARRIERS = {"RayTaskError", "UserCodeException", "UserExceptionWithTraceback", "WorkerGroupError", "ControllerError"}
+
+
+def _lost(error: BaseException) -> TrainingFailed:
+    return TrainingFailed("worker_lost", f"a worker died ({_words(error)})", "infrastructure")
+
+
 def _of(kind: type[BaseException]) -> Callable[[BaseException], bool]:
     return lambda error: isinstance(error, kind)
 
@@ -122,5 +142,6 @@ _TABLE: tuple[tuple[Callable[[BaseException], bool], Callable[[BaseException], T
     (_of(NoSuchObject), _missing),
     (_of(StorageUnavailable), _unavailable),
     (_of(ConnectionError), _unavailable),
+    (_is_lost, _lost),
     (_is_peer_gone, _peer_gone),
 )

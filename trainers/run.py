@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from protos.tunesmith.v1 import runs_pb2 as pb
-from trainers import checkpoint, plan, registry
+from trainers import checkpoint, manifest, plan, registry
 from trainers.base_model import fetch_base
 from trainers.checkpoint import ADAPTER_CONFIG, Checkpoints, patiently
 from trainers.data import DatasetUnreadable, TokenisedDataset, fetch_dataset
@@ -50,7 +50,7 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     base_dir = patiently(lambda: fetch_base(spec.base_model, storage, place.cache))
     model = TrainingModel.load(base_dir, spec.tunesmith.adapter, seed=spec.seed, device=place.device)
     initial = fingerprints(model.adapter_state())
-    config = _adapter_config(model, spec)
+    config = _adapter_config(model, _base_name(spec, storage))
     training = _dataset(storage, spec.dataset, place.cache)
     validation = _dataset(storage, spec.validation, place.cache) if spec.validation else None
     state = TrainingState(model, adamw(model.trainable_parameters(), spec.tunesmith.training.weight_decay))
@@ -81,10 +81,16 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     reporter.deliver()
 
 
-def _adapter_config(model: TrainingModel, spec: RunSpec) -> bytes:
+def _base_name(spec: RunSpec, storage: Storage) -> str:
+    """What the adapter names as its base: where others can get it when it came from a hub, else the catalogue's name."""
+    source = manifest.read(storage, spec.base_model.prefix).facts.get("source") or {}
+    return source.get("hub", spec.base_model.id)
+
+
+def _adapter_config(model: TrainingModel, base_name: str) -> bytes:
     """adapter_config.json, the same for every checkpoint of the run."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-config-") as scratch:
-        model.save_adapter(Path(scratch), base_model=spec.base_model.id)
+        model.save_adapter(Path(scratch), base_model=base_name)
         return (Path(scratch) / ADAPTER_CONFIG).read_bytes()
 
 

@@ -102,6 +102,11 @@ class JobStatements:
         query = sa.select(t.jobs).where(c.status.in_([s.value for s in statuses])).order_by(c.priority.desc(), c.queued_at, c.n)
         return [_job(row) for row in (await self.connection.execute(query)).mappings()]
 
+    async def known_jobs(self, job_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that are jobs, of whichever project."""
+        query = sa.select(t.jobs.c.id).where(t.jobs.c.id.in_(list(job_ids)))
+        return set((await self.connection.execute(query)).scalars())
+
     async def count_by_status(self) -> dict[JobStatus, int]:
         """Jobs of each state."""
         query = sa.select(t.jobs.c.status, sa.func.count()).group_by(t.jobs.c.status)

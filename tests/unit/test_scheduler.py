@@ -293,6 +293,19 @@ async def test_another_scheduler_takes_over_and_the_first_may_no_longer_write(wo
         await stop(each)
 
 
+async def test_a_job_that_the_service_stumbles_over_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stumble(self: Validated, job: Job) -> tuple[Job, list[Notice]]:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(Validated, "check", stumble)
+    task = asyncio.create_task(world.scheduler().run())
+    failed = await world.until_is(await world.post(), JobStatus.FAILED)
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.cause, failed.lease_owner) == ("service_error", "service", None)
+    assert "ZeroDivisionError" in failed.error.message
+    await stop(task)
+
+
 async def test_two_schedulers_start_each_job_once(world: World) -> None:
     world.runtime.total = Capacity(cpus=1000, gpus=0, nodes=500)
     tasks = [asyncio.create_task(world.scheduler().run()) for _ in range(2)]
