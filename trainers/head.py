@@ -1,0 +1,65 @@
+"""Hidden states and the output head become log-probabilities, without the full logits ever existing.
+
+The gradient is taken in the forward pass, chunk by chunk: docs/decisions/0003-gradient-in-forward.md.
+Knows nothing of models, rows or losses; `model.TrainingModel.score` calls it for the labelled positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = 48 << 20
+"""Most bytes of logits at a time on a CPU: beyond it the product gains nothing and memory grows."""
+CHUNK_BYTES_GPU = 512 << 20
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    """log softmax(weight · hidden_i)[labels_i] for each i, and whether that label was the most probable token.
+
+    `hidden` [labels, h], `weight` [vocab, h] frozen, `labels` [labels] int64, `chunk` labels at a time.
+    Returns logp [labels] float32, differentiable with respect to `hidden`, and correct [labels] bool.
+    """
+    assert not weight.requires_grad, "the head is frozen"
+    return _TokenLogprobs.apply(hidden, weight, labels, chunk or _chunk(weight))
+
+
+def _chunk(weight: Tensor) -> int:
+    limit = CHUNK_BYTES if weight.device.type == "cpu" else CHUNK_BYTES_GPU
+    return max(8, limit // (weight.shape[0] * 4))
+
+
+class _TokenLogprobs(Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        accumulated = torch.promote_types(hidden.dtype, torch.float32)  # float64 stays, for tests
+        logp = torch.empty(len(labels), dtype=accumulated, device=hidden.device)
+        correct = torch.empty(len(labels), dtype=torch.bool, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(labels), chunk):
+            part = slice(start, start + chunk)
+            logp[part], correct[part], probabilities = _score_chunk(hidden[part], weight, labels[part], accumulated)
+            if gradient is not None:
+                torch.sub(weight[labels[part]], probabilities.to(weight.dtype) @ weight, out=gradient[part])
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(correct)
+        return logp, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logp: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        [gradient] = ctx.saved_tensors
+        return gradient * grad_logp.to(gradient.dtype).unsqueeze(-1), None, None, None
+
+
+def _score_chunk(hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """logp [chunk], correct [chunk], softmax [chunk, vocab]; the softmax takes the place of the logits."""
+    logits = torch.nn.functional.linear(hidden, weight).to(dtype)
+    of_label = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    highest = logits.amax(1)
+    total = logits.sub_(highest.unsqueeze(1)).exp_().sum(1)
+    return of_label - highest - total.log(), of_label == highest, logits.div_(total.unsqueeze(1))
