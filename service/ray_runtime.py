@@ -69,6 +69,9 @@ class _Actor(BaseModel):
 class _Logs(BaseModel):
     logs: str
 
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that spin while they wait take the processor from Ray's own processes, and from the gateway where it is beside them."""
+
 
 class RayRuntime:
     """Runs on one Ray cluster.
@@ -108,7 +111,7 @@ class RayRuntime:
             # Without `exec` a shell would stand between Ray and the driver, and signals would end there.
             "entrypoint": f"exec {shlex.join(command)}",
             "entrypoint_num_cpus": 0,
-            "runtime_env": {"env_vars": {RUN_MARKER: spec.run_id, "OMP_NUM_THREADS": cpus}},
+            "runtime_env": {"env_vars": {RUN_MARKER: spec.run_id, "OMP_NUM_THREADS": cpus, **WORKER_ENVIRONMENT}},
             "metadata": {"job": spec.job_id, "epoch": str(spec.epoch)},
         }
         answer = await self._ask("POST", "/api/jobs/", json=body, timeout=LAUNCH.total_seconds())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 
@@ -10,6 +11,9 @@ import sqlalchemy as sa
 
 from tests.pg import running_postgres
 from tests.seaweed import BUCKET, SeaweedFS, running_seaweed
+
+# Before anything loads OpenMP: threads that spin while they wait take the processor from the servers that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
