@@ -69,6 +69,7 @@ class _Actor(BaseModel):
 class _Logs(BaseModel):
     logs: str
 
+
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that spin while they wait take the processor from Ray's own processes, and from the gateway where it is beside them."""
 

@@ -43,15 +43,16 @@ def fetch_dataset(ref: DatasetRef, storage: Storage, cache: Path) -> TokenisedDa
         directory.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{directory}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of the workers of one machine one copies, the others wait
-            if not _holds(directory, listed):
+            if _spoiled(directory, listed):
                 _copy(listed, ref, storage, directory)
-    elif not _holds(directory, listed):
-        raise manifest.ManifestBroken(f"the files of {ref.prefix} are not what its manifest says")
+    elif spoiled := _spoiled(directory, listed):
+        raise manifest.ManifestBroken(f"{ref.prefix}/{spoiled[0]} is not what the manifest says")
     return TokenisedDataset.open(directory)
 
 
-def _holds(directory: Path, listed: manifest.Manifest) -> bool:
-    return set(listed.files) <= set(manifest.describe(directory))
+def _spoiled(directory: Path, listed: manifest.Manifest) -> list[str]:
+    """Names of the listed files that are missing or changed."""
+    return sorted(entry.name for entry in set(listed.files) - set(manifest.describe(directory)))
 
 
 def _copy(listed: manifest.Manifest, ref: DatasetRef, storage: Storage, directory: Path) -> None:

@@ -75,3 +75,21 @@ def test_links_between_pages_lead_somewhere() -> None:
             if not (page.parent / target).exists():
                 broken.append(f"{page.name}: {target}")
     assert broken == []
+
+
+def test_every_command_in_the_docs_is_one_that_there_is() -> None:
+    cli = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    written = set()
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "SECURITY.md", ROOT / "bench" / "README.md"]:
+        written |= set(
+            re.findall(r"(?:^|`|&& )tunesmith ((?:[a-z]+ ?){1,2}(?: ?--?[a-z-]+| [^-\s`|]+)*)", page.read_text(encoding="utf-8"), re.M)
+        )
+    assert len(written) > 10
+    for command in written:
+        words = command.split()
+        nouns = {"files", "jobs", "models", "artifacts"}
+        name = " ".join(words[:2] if words[0] in nouns else words[:1])
+        _, found, section = cli.partition(f"\n## tunesmith {name}\n")
+        assert found, f"no such command: tunesmith {command}"
+        options = section.partition("\n## ")[0]
+        assert [word for word in words if word.startswith("--") and word not in options] == [], command
