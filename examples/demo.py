@@ -121,7 +121,7 @@ def demonstrate(service: Service, to: Path) -> None:
     adapter = to / "adapter"
     before, after = scores(service.base_model, adapter)
     show(client, job.id, before, after, seconds, adapter)
-    by_hand(service)
+    by_hand()
 
 
 def _validation_rows() -> bytes:
@@ -185,6 +185,8 @@ def show(client: OpenAI, job_id: str, before: float, after: float, seconds: floa
     ours = (job.model_extra or {})["tunesmith"]
     training_seconds = job.finished_at - ours["started_at"] if job.finished_at else 0
     table = Table(title="Sentiment of 200 held-out tweets, first word exact", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in (
         ("accuracy, base model", f"{before:.1%}"),
         ("accuracy, tuned model", f"[bold green]{after:.1%}"),
@@ -192,15 +194,15 @@ def show(client: OpenAI, job_id: str, before: float, after: float, seconds: floa
         ("of it training and proving", f"{training_seconds} s"),
         ("tokens/s (non-padding)", f"{ours['progress']['tokens_per_second']:.0f}"),
         ("tuned model", str(job.fine_tuned_model)),
-        ("adapter", str(adapter)),
+        ("adapter", str(adapter.absolute())),
     ):
         table.add_row(name, value)
     console.print(table)
 
 
-def by_hand(service: Service) -> None:
-    """How to do the same without this script."""
-    url, key = service.base_url, "$(cat .tunesmith/api-key)"
+def by_hand() -> None:
+    """How to do the same without this script, with a service on the default port."""
+    url, key = "http://127.0.0.1:8400/v1", "$(cat .tunesmith/api-key)"
     console.print("\n[bold]The same by hand[/], with the service started by `tunesmith up`:\n")
     console.print(
         f"""curl {url}/files -H "Authorization: Bearer {key}" -F purpose=fine-tune -F file=@examples/tweets/tweets-train.jsonl
