@@ -27,6 +27,8 @@ def create_rest(app: App, metrics: Metrics, settings: Settings) -> FastAPI:
         description=documents.DESCRIPTION,
         responses=documents.ERRORS,
         redirect_slashes=False,
+        docs_url=None,  # these pages of FastAPI's load their scripts from elsewhere; /docs is ours
+        redoc_url=None,
         middleware=[
             Middleware(Requests),
             Middleware(HttpMetrics, metrics=metrics),

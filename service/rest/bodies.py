@@ -148,7 +148,8 @@ def _refusal(errors: list[ErrorDetails], root: Schema, value: object) -> Tunesmi
     if error["type"] == "extra_forbidden":
         return invalid(f"Unknown field '{param}'{_nearest(str(path[-1]), _nodes(path[:-1], root))}", param)
     if error["loc"][-1] == "[key]":
-        rule = _words({"anyOf": [node.get("propertyNames", {}) for node in _nodes(path[:-1], root)]}, root)
+        rules = [{"type": "string", **node["propertyNames"]} for node in _nodes(path[:-1], root) if "propertyNames" in node]
+        rule = _words({"anyOf": rules}, root)
         return invalid(f"The keys of '{dotted(path[:-1])}' must be {rule}.", dotted(path[:-1]))
     expected = " or ".join(dict.fromkeys(_words(node, root) for node in _nodes(path, root)))
     return invalid(f"'{param}' must be {expected}, not {_shown(error['input'])}.", param)

