@@ -26,7 +26,7 @@ from service.records import Artifact, Caller, Checkpoint, Content, File, Model, 
 from service.reports import RunReports
 from service.runtime import Runtime, RuntimeUnavailable
 from service.store import Stale, Store, StoreUnavailable, Transaction
-from trainers import registry
+from trainers import manifest, registry
 from trainers.spec import BaseModelRef, model_prefix, published_prefix
 from trainers.storage import NoSuchObject, Storage, StorageDenied, StorageFull, StorageUnavailable
 
@@ -172,8 +172,8 @@ class App:
                 raise not_found("model", job.tuned_model or job_id)
         async with _available():
             prefix = model_prefix(job_id, job.epoch)
-            manifest = json.loads(await asyncio.to_thread(self._storage.get, f"{prefix}/manifest.json"))
-        artifacts = [Artifact(entry["name"], entry["bytes"], entry["sha256"]) for entry in manifest["files"]]
+            listed = json.loads(await asyncio.to_thread(self._storage.get, f"{prefix}/manifest.json"))
+        artifacts = [Artifact(entry["name"], entry["bytes"], entry["sha256"]) for entry in listed["files"]]
         return prefix, sorted(artifacts, key=lambda artifact: artifact.name)
 
     async def artifact_content(self, caller: Caller, job_id: str, name: str) -> Content:
@@ -211,7 +211,7 @@ class App:
                 )
             async with self._store.begin() as tx:
                 job_id = _found(await tx.delete_tuned_model(caller.project_id, model), "model", model, param="model")
-            await asyncio.to_thread(objects.delete_prefix, self._storage, f"{published_prefix(job_id)}/")
+            await asyncio.to_thread(manifest.remove, self._storage, f"{published_prefix(job_id)}/")
 
     # Operation
 

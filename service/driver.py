@@ -29,6 +29,7 @@ from service.runtime import Observation, RunState, Runtime, RuntimeUnavailable
 from service.settings import Settings
 from service.store import Stale, Store, StoreUnavailable, Transaction
 from service.store.runs import Run
+from trainers import manifest
 from trainers.spec import RunSpec, model_prefix, published_prefix, run_prefix
 from trainers.storage import NoSuchObject, Storage, StorageUnavailable
 
@@ -147,8 +148,8 @@ class Driver:
             await tx.apply(current, advance(current, status, lease_owner=None, reason="", **ended), [Notice(f"The job has been {status}")])
         if status is JobStatus.CANCELLED:
             self._ended(job.id, "cancelled")
-            await asyncio.to_thread(objects.delete_prefix, self._storage, f"{published_prefix(job.id)}/")
-            await asyncio.to_thread(objects.delete_prefix, self._storage, f"runs/{job.id}/")
+            await asyncio.to_thread(manifest.remove, self._storage, f"{published_prefix(job.id)}/")
+            await asyncio.to_thread(manifest.remove, self._storage, f"runs/{job.id}/")
 
     async def give_up(self, job_id: str, error: JobError) -> None:
         """Fail the job whose steps end in an error that nobody foresaw; a job that is being stopped goes on being stopped."""
@@ -316,7 +317,7 @@ class Driver:
         await asyncio.to_thread(self._storage.delete, f"{run_prefix(job.id, epoch)}/token")
         for old in range(1, epoch):
             for prefix in (run_prefix(job.id, old), model_prefix(job.id, old)):
-                await asyncio.to_thread(objects.delete_prefix, self._storage, f"{prefix}/")
+                await asyncio.to_thread(manifest.remove, self._storage, f"{prefix}/")
 
     def _ended(self, job_id: str, outcome: str) -> None:
         self._metrics.run_ended(outcome)

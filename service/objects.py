@@ -1,4 +1,4 @@
-"""Bytes by key, as the service sees them: where they lie, keeping an upload, deleting a prefix, the start-up probe.
+"""Bytes by key, as the service sees them: where they lie, keeping an upload, the start-up probe.
 
 What workers need as well is in `trainers.storage`; here is what they never do. Everything blocks: call it off the
 event loop. Called by `app`, `driver`, `validation` and `gateway`.
@@ -53,13 +53,6 @@ def keep_file(storage: Storage, key: str, path: Path) -> Kept:
             storage.delete(key)
         raise
     return kept
-
-
-def delete_prefix(storage: Storage, prefix: str) -> None:
-    """Delete all below `prefix`, every manifest first: what is half deleted must not be taken for complete."""
-    keys = [info.key for info in storage.list(f"{prefix.rstrip('/')}/")]
-    for key in sorted(keys, key=lambda key: key.rpartition("/")[2] != MANIFEST):
-        storage.delete(key)
 
 
 def checkpoint_prefixes(storage: Storage, job_id: str, epoch: int) -> list[str]:

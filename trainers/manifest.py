@@ -103,10 +103,10 @@ def write(storage: Storage, prefix: str, directory: Path, facts: dict[str, Any])
 
 
 def remove(storage: Storage, prefix: str) -> None:
-    """Delete all below `prefix`, the manifest first, so that what is half deleted is no longer taken for complete."""
-    storage.delete(f"{prefix}/{MANIFEST}")
-    for info in list(storage.list(f"{prefix}/")):
-        storage.delete(info.key)
+    """Delete all below `prefix`, every manifest first: what is half deleted must not be taken for complete."""
+    keys = [info.key for info in storage.list(f"{prefix.rstrip('/')}/")]
+    for key in sorted(keys, key=lambda key: key.rpartition("/")[2] != MANIFEST):
+        storage.delete(key)
 
 
 def _inside(directory: Path, name: str) -> Path:

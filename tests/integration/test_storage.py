@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from service import objects
+from trainers import manifest
 from trainers import storage as module
 from trainers.storage import NoSuchObject, ObjectExists, Storage, StorageError, open_storage
 
@@ -158,7 +159,7 @@ def test_a_listing_of_1200_objects_is_whole(storage: Storage) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: storage.put(key, b"x"), keys))
     assert [info.key for info in storage.list("many/")] == sorted(keys)
-    objects.delete_prefix(storage, "many")
+    manifest.remove(storage, "many")
     assert list(storage.list("")) == []
 
 

@@ -1,4 +1,4 @@
-"""The service's view of storage: uploads are read back, prefixes go manifest first, the probe sees through stores that pretend."""
+"""The service's view of storage: uploads are read back, the probe sees through stores that pretend."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service import objects
+from trainers import manifest
 from trainers.local_storage import LocalStorage
 from trainers.storage import ObjectInfo, Storage, StorageError, StorageUnavailable
 
@@ -78,23 +79,23 @@ def test_half_deleted_is_no_longer_complete(tmp_path: Path) -> None:
     storage = DiesAfterOne(tmp_path / "objects")
     put_all(storage, "models/j/1/adapter/a", "models/j/1/manifest.json", "models/j/1/README.md")
     with pytest.raises(StorageUnavailable):
-        objects.delete_prefix(storage, "models/j/1/")
+        manifest.remove(storage, "models/j/1/")
     assert all_keys(storage) == ["models/j/1/README.md", "models/j/1/adapter/a"]
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_prefix_ends_where_its_name_ends(storage: LocalStorage, slash: str) -> None:
     put_all(storage, "runs/j/1/a", "runs/j/1/b/c", "runs/j/10/a", "runs/j2/1/a")
-    objects.delete_prefix(storage, f"runs/j/1{slash}")
+    manifest.remove(storage, f"runs/j/1{slash}")
     assert all_keys(storage) == ["runs/j/10/a", "runs/j2/1/a"]
-    objects.delete_prefix(storage, f"runs/j/1{slash}")
+    manifest.remove(storage, f"runs/j/1{slash}")
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "//", "../"])
 def test_everything_is_no_prefix(storage: LocalStorage, prefix: str) -> None:
     put_all(storage, "a", "b/c")
     with pytest.raises(ValueError, match="not a key"):
-        objects.delete_prefix(storage, prefix)
+        manifest.remove(storage, prefix)
     assert all_keys(storage) == ["a", "b/c"]
 
 
