@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from service.ray_runtime import RayAddress, RayRuntime
 from service.reports import RunReports
 from service.rest import SERVER_OPTIONS, create_rest
 from service.rpc import serve_rpc
-from service.runtime import RuntimeUnavailable
+from service.runtime import Runtime, RuntimeUnavailable
 from service.scheduler import Scheduler
 from service.settings import Settings
 from service.store import Store
@@ -47,6 +48,16 @@ DRAIN = timedelta(seconds=5)
 """How long requests in flight may take to finish once the gateway is told to stop."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What use cases and scheduler stand on, opened and checked."""
+
+    settings: Settings
+    metrics: Metrics
+    store: Store
+    storage: MeteredStorage
+
+
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises CannotStart, and OSError for a taken port."""
     stop = asyncio.Event()
@@ -55,38 +66,51 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         ports = Ports.open(settings)
         rest_socket = stack.enter_context(listen(settings.host, ports.rest))
-        metrics = Metrics()
-        store = Store(settings.database)
-        stack.push_async_callback(store.close)
-        await store.migrate()
-        await tenancy.first_key(store, settings.data_dir / "api-key")
-        storage = MeteredStorage(open_storage(settings.storage), metrics)
-        await asyncio.to_thread(objects.probe, storage)
+        parts = await open_parts(settings, stack)
         runtime = await _ray(settings, stack, stop)
-        wakes: list[Scheduler] = []
-
-        def wake() -> None:
-            for scheduler in wakes:
-                scheduler.wake()
-
-        reports = RunReports(store, storage, metrics, wake)
-        app = App(store, storage, Catalogue.load(settings), runtime, reports, wake)
-        rpc, rpc_port = await serve_rpc(app, f"{settings.host}:{ports.grpc}")
-        stack.push_async_callback(rpc.stop, DRAIN.total_seconds())
-        report_address = settings.report_address or f"{settings.host}:{rpc_port}"
-        validation = Validation(store, storage, settings)
-
-        def new_driver(owner: str) -> Driver:
-            return Driver(owner, store, storage, runtime, validation, settings, metrics, report_address)
-
-        scheduler = Scheduler(store, runtime, settings, metrics, new_driver)
-        wakes.append(scheduler)
-        await stack.enter_async_context(_background(scheduler.run(), stop))
+        app, rpc_port = await start(parts, runtime, stack, stop, f"{settings.host}:{ports.grpc}")
         ports.keep(ports.rest, rpc_port)
-        await stack.enter_async_context(_rest(create_rest(app, metrics, settings), rest_socket, stop))
+        await stack.enter_async_context(serve_rest(create_rest(app, parts.metrics, settings), rest_socket, stop))
         _announce(settings, ports.rest, rpc_port)
         await stop.wait()
         log.info("stopping")
+
+
+async def open_parts(settings: Settings, stack: AsyncExitStack) -> Parts:
+    """Database and object store, ready to be used; `stack` closes them."""
+    metrics = Metrics()
+    store = Store(settings.database)
+    stack.push_async_callback(store.close)
+    await store.migrate()
+    await tenancy.first_key(store, settings.data_dir / "api-key")
+    storage = MeteredStorage(open_storage(settings.storage), metrics)
+    await asyncio.to_thread(objects.probe, storage)
+    return Parts(settings, metrics, store, storage)
+
+
+async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asyncio.Event, rpc_address: str) -> tuple[App, int]:
+    """The application layer, its gRPC server and the scheduler, which `stack` stops in order; and the gRPC port."""
+    settings, store, storage, metrics = parts.settings, parts.store, parts.storage, parts.metrics
+    wakes: list[Scheduler] = []
+
+    def wake() -> None:
+        for scheduler in wakes:
+            scheduler.wake()
+
+    reports = RunReports(store, storage, metrics, wake)
+    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake)
+    rpc, rpc_port = await serve_rpc(app, rpc_address)
+    stack.push_async_callback(rpc.stop, DRAIN.total_seconds())
+    report_address = settings.report_address or f"{settings.host}:{rpc_port}"
+    validation = Validation(store, storage, settings)
+
+    def new_driver(owner: str) -> Driver:
+        return Driver(owner, store, storage, runtime, validation, settings, metrics, report_address)
+
+    scheduler = Scheduler(store, runtime, settings, metrics, new_driver)
+    wakes.append(scheduler)
+    await stack.enter_async_context(_background(scheduler.run(), stop))
+    return app, rpc_port
 
 
 async def _ray(settings: Settings, stack: AsyncExitStack, stop: asyncio.Event) -> RayRuntime:
@@ -135,7 +159,7 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _rest(api: FastAPI, listening: socket.socket, stop: asyncio.Event) -> AsyncGenerator[None]:
+async def serve_rest(api: FastAPI, listening: socket.socket, stop: asyncio.Event) -> AsyncGenerator[None]:
     """Serve REST; at the end no new connections are taken and requests in flight are finished."""
     grace = int(DRAIN.total_seconds())
     server = _Server(uvicorn.Config(api, log_config=None, lifespan="off", timeout_graceful_shutdown=grace, **SERVER_OPTIONS))

@@ -110,7 +110,7 @@ class JobStatements:
     async def count_by_status(self) -> dict[JobStatus, int]:
         """Jobs of each state."""
         query = sa.select(t.jobs.c.status, sa.func.count()).group_by(t.jobs.c.status)
-        return {JobStatus(status): count for status, count in (await self.connection.execute(query)).tuples()}
+        return {JobStatus(status): count for status, count in (await self.connection.execute(query))}
 
     async def take_leases(self, owner: str, statuses: Iterable[JobStatus], ttl: timedelta) -> list[Job]:
         """Take over every job in these states that nobody holds a valid lease of."""

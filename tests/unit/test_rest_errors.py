@@ -73,7 +73,8 @@ def test_the_unexpected_is_a_500_that_tells_nothing(server: Served) -> None:
 def test_logs_cannot_be_broken_by_a_path(server: Served) -> None:
     with structlog.testing.capture_logs() as logs:
         server.http.get("/v1/models/a%0d%0aFAKE%20LINE")
-    assert [line["path"] for line in logs if line["event"] == "request"] == ["/v1/models/a%0d%0aFAKE%20LINE"]
+        server.http.get("/nowhere")  # the line of a request is written after its answer: on one connection this one comes after it
+    assert "/v1/models/a%0d%0aFAKE%20LINE" in [line["path"] for line in logs if line["event"] == "request"]
 
 
 def test_request_ids(server: Served) -> None:

@@ -1,0 +1,19 @@
+"""The application layer: one method per use case. Knows permissions and rules, no transport and no SQL.
+
+REST and gRPC call these methods and nothing else. Every method raises `TunesmithError` for what a
+caller did wrong, and UNAVAILABLE when a part behind it is away. Each resource has its own module.
+"""
+
+from __future__ import annotations
+
+from service.app.artifacts import ArtifactUses
+from service.app.files import FileUses
+from service.app.jobs import JobUses
+from service.app.models import ModelUses
+from service.app.operation import OperationUses
+
+__all__ = ["App"]
+
+
+class App(FileUses, JobUses, ArtifactUses, ModelUses, OperationUses):
+    """What Tunesmith can do for a caller."""
