@@ -1,15 +1,13 @@
-"""The shapes on the wire: OpenAI's objects, and ours under the key `tunesmith`.
-
-Every field is described here once; OpenAPI shows it. Converters are in `convert`. Knows no HTTP.
-"""
+"""Shapes of jobs, their events and checkpoints."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from service.jobs import JobStatus, Progress
+from service.rest.wire.shared import Answer, CursorList, List
 from trainers.spec import (
     AdapterSpec,
     CheckpointSpec,
@@ -24,25 +22,6 @@ from trainers.spec import (
 
 Metadata = Annotated[dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 FileId = Annotated[str, Field(min_length=1, max_length=128)]
-Purpose = Literal["fine-tune"]
-
-
-class ErrorObject(BaseModel):
-    """What was wrong, in OpenAI's shape."""
-
-    message: str = Field(description="What is wrong and what to do.")
-    type: str = Field(description="invalid_request_error, rate_limit_error or server_error.")
-    param: str | None = Field(description="The faulty field, as a dotted path, or null.")
-    code: str | None = Field(description="A code for programs, or null.")
-
-
-class ErrorResponse(BaseModel):
-    """The body of every answer that is not a success."""
-
-    error: ErrorObject
-
-
-# Requests
 
 
 class SupervisedMethod(Frozen):
@@ -79,37 +58,6 @@ class CreateFineTuningJobRequest(Frozen):
     )
     method: MethodRequest | None = Field(default=None, description="The objective; supervised unless given.")
     tunesmith: TunesmithSpec = Field(default=TunesmithSpec(), description="What OpenAI has no field for; every part is optional.")
-
-
-# Answers
-
-
-class Answer(BaseModel):
-    """An answer is built by `convert` alone."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class FileObject(Answer):
-    """A file that was uploaded, or a job's result file."""
-
-    id: str
-    object: Literal["file"] = "file"
-    bytes: int = Field(description="Size.")
-    created_at: int = Field(description="Seconds since 1970.")
-    filename: str = Field(description="The name it was sent under, without directories; it names nothing here.")
-    purpose: str = Field(description="fine-tune, or fine-tune-results for a job's result file.")
-    status: Literal["uploaded", "processed", "error"]
-    expires_at: int | None = Field(default=None, description="Always null: files stay until they are deleted.")
-    status_details: str | None = None
-
-
-class FileDeleted(Answer):
-    """A file is gone."""
-
-    id: str
-    object: Literal["file"] = "file"
-    deleted: Literal[True] = True
 
 
 class HyperparametersObject(Answer):
@@ -223,61 +171,6 @@ class FineTuningJobCheckpoint(Answer):
     metrics: CheckpointMetrics
 
 
-class TunesmithModel(Answer):
-    """Where a model comes from."""
-
-    job_id: str | None = Field(description="The job that made it; null for a base model.")
-    base_model: str | None
-    revision: str | None = Field(description="The pinned revision of the base model.")
-    licence: str | None
-
-
-class ModelObject(Answer):
-    """A base model, or a tuned model of the project."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-    tunesmith: TunesmithModel
-
-
-class ModelDeleted(Answer):
-    """A tuned model is gone."""
-
-    id: str
-    object: Literal["model"] = "model"
-    deleted: Literal[True] = True
-
-
-class ArtifactObject(Answer):
-    """A published file of a succeeded job."""
-
-    name: str = Field(description="Path below the job, e.g. adapter/adapter_model.safetensors.")
-    bytes: int
-    sha256: str
-
-
-class List(Answer):
-    """One page; the next one starts after the id of its last item."""
-
-    object: Literal["list"] = "list"
-    has_more: bool = Field(description="Whether there are older items (newer ones under order=asc).")
-
-
-class CursorList(List):
-    """A page that names its ends."""
-
-    first_id: str | None
-    last_id: str | None
-
-
-class FileList(CursorList):
-    """Files, newest first unless asked otherwise."""
-
-    data: list[FileObject]
-
-
 class JobList(List):
     """Jobs, newest first."""
 
@@ -294,30 +187,3 @@ class CheckpointList(CursorList):
     """Checkpoints, newest first."""
 
     data: list[FineTuningJobCheckpoint]
-
-
-class ModelList(Answer):
-    """Every base model that is ready, and the project's tuned models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelObject]
-
-
-class ArtifactList(List):
-    """Every artifact of a job."""
-
-    data: list[ArtifactObject]
-
-
-class Health(Answer):
-    """The process lives."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Readiness(Answer):
-    """Whether the parts behind this process answer."""
-
-    status: Literal["ok", "unavailable"]
-    parts: dict[str, str] = Field(description='Each part and "ok", or what is wrong with it.')
-    error: ErrorObject | None = Field(default=None, description="Null when ready.")

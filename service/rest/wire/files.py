@@ -1,0 +1,39 @@
+"""Shapes of files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from service.rest.wire.shared import Answer, CursorList
+
+Purpose = Literal["fine-tune"]
+
+
+class FileObject(Answer):
+    """A file that was uploaded, or a job's result file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int = Field(description="Size.")
+    created_at: int = Field(description="Seconds since 1970.")
+    filename: str = Field(description="The name it was sent under, without directories; it names nothing here.")
+    purpose: str = Field(description="fine-tune, or fine-tune-results for a job's result file.")
+    status: Literal["uploaded", "processed", "error"]
+    expires_at: int | None = Field(default=None, description="Always null: files stay until they are deleted.")
+    status_details: str | None = None
+
+
+class FileDeleted(Answer):
+    """A file is gone."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class FileList(CursorList):
+    """Files, newest first unless asked otherwise."""
+
+    data: list[FileObject]
