@@ -6,11 +6,14 @@ begin (a deferred one that upgrades later fails under load instead of waiting).
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -113,6 +116,7 @@ def _engine(url: str) -> AsyncEngine:
     engine = create_async_engine(url, pool_size=4, max_overflow=0, connect_args={"timeout": 10})
     event.listen(engine.sync_engine, "connect", _sqlite_connected)
     event.listen(engine.sync_engine, "begin", _sqlite_begin)
+    event.listen(engine.sync_engine, "invalidate", _sqlite_given_up)
     return engine
 
 
@@ -128,6 +132,21 @@ def _sqlite_connected(connection: Any, record: Any) -> None:
 def _sqlite_begin(connection: sa.Connection) -> None:
     read_only = connection.get_execution_options().get(_READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _sqlite_given_up(connection: Any, record: Any, error: BaseException | None) -> None:
+    """End the transaction of a connection that is about to be thrown away because its task was cancelled.
+
+    Closing it would not: SQLite keeps a closed connection, and its lock, for as long as a statement of it lives,
+    which here means until the cancelled task's traceback is collected.
+    """
+    with suppress(sqlite3.Error, ValueError):  # nothing to end, or closed already
+        connection.run_async(_rolled_back)
+
+
+def _rolled_back(connection: aiosqlite.Connection) -> Awaitable[None]:
+    # A second cancellation must not end this half done.
+    return asyncio.shield(connection.rollback())
 
 
 def _upgrade(connection: sa.Connection) -> None:

@@ -188,3 +188,22 @@ async def test_the_clock_is_the_databases(store: Store) -> None:
     async with store.read() as tx:
         assert isinstance(tx.time, float)
         assert sa.inspect(tx.connection.sync_connection).dialect.name in store.url
+
+
+async def test_a_cancelled_transaction_holds_no_lock(store: Store) -> None:
+    """Wherever in it the cancellation strikes; the cancelled tasks are kept, as a log that holds their errors keeps them."""
+    cancelled: list[asyncio.Task[None]] = []
+
+    async def write(number: int) -> None:
+        async with store.begin() as tx:
+            await tx.insert_job(new_job(number), f"f{number}", [Notice("Created")])
+
+    for number in range(150):
+        task = asyncio.create_task(write(number))
+        await asyncio.sleep(number * 0.00005)
+        task.cancel()
+        cancelled.append(task)
+    await asyncio.gather(*cancelled, return_exceptions=True)
+    assert any(task.cancelled() for task in cancelled)
+    async with asyncio.timeout(5):
+        await write(1000)
