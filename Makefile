@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STUBS := .venv-stubs
 BENCH := .venv-bench
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench docs stubs check-stubs clean
+.PHONY: help setup demo test fuzz lint bench docs stubs check-stubs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ demo: setup ## train a small model on real tweets through the service, show befo
 
 test: setup ## the whole test suite
 	$(BIN)/python -m pytest
+
+fuzz: setup ## thousands of valid and hostile requests from the OpenAPI description, against a real gateway
+	$(BIN)/python -m tests.fuzz
 
 lint: setup check-stubs ## ruff, import contracts, pyright on service/, stub freshness
 	$(BIN)/ruff check .

@@ -1,0 +1,104 @@
+"""What a run tells the gateway, without a run: the reports of rank 0 over the real internal gRPC call, and the real bytes they speak of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from protos.tunesmith.v1 import runs_pb2 as pb
+from protos.tunesmith.v1.runs_pb2_grpc import RunsStub
+from service.runtime import RunState
+from tests.gateway import Gateway
+from trainers.spec import RunSpec
+
+ADAPTER = {
+    "adapter/adapter_config.json": b"{}",
+    "adapter/adapter_model.safetensors": b"weights",
+    "metrics.csv": b"step,train_loss\n1,2.5\n",
+}
+
+
+@dataclass
+class FakeRun:
+    """The newest run of a job. Reports are numbered in the order of the calls."""
+
+    gateway: Gateway
+    spec: RunSpec
+    seq: int = 0
+
+    @classmethod
+    def of(cls, gateway: Gateway, job_id: str, epoch: int = 1) -> FakeRun:
+        """Wait until the scheduler has launched this run."""
+
+        def launched() -> RunSpec | None:
+            return next((spec for spec in gateway.runtime.launched if (spec.job_id, spec.epoch) == (job_id, epoch)), None)
+
+        return cls(gateway, until(f"run {epoch} of {job_id}", launched))
+
+    def tell(self, **body: Any) -> pb.ReportResponse:
+        """One report, e.g. `step=pb.StepDone(…)`; none is a heartbeat."""
+        reports = []
+        if body:
+            self.seq += 1
+            reports = [pb.RunReport(seq=self.seq, **body)]
+        token = self.gateway.parts.storage.get(f"{self.spec.run_prefix}/token").decode()
+        request = pb.ReportRequest(job_id=self.spec.job_id, epoch=self.spec.epoch, reports=reports, stage="training")
+        with grpc.insecure_channel(self.gateway.rpc_address) as channel:
+            return RunsStub(channel).Report(request, timeout=10, metadata=[("authorization", f"Bearer {token}")])
+
+    def start(self, resumed_step: int = 0) -> None:
+        """The workers are up."""
+        self.tell(
+            started=pb.Started(world_size=1, engine="torch", device="cpu", total_steps=self.spec.resolved.steps, resumed_step=resumed_step)
+        )
+
+    def step(self, step: int, loss: float = 2.5) -> None:
+        """One optimizer step."""
+        self.tell(step=pb.StepDone(step=step, train_loss=loss, learning_rate=1e-4, tokens_per_second=100, step_tokens=64))
+
+    def checkpoint(self, step: int) -> str:
+        """A checkpoint whose bytes lie in storage; its prefix."""
+        prefix = f"{self.spec.run_prefix}/checkpoints/step-{step}"
+        digest = self._write(prefix, ADAPTER)
+        self.tell(checkpoint=pb.CheckpointSaved(step=step, prefix=prefix, manifest_sha256=digest, bytes=1))
+        return prefix
+
+    def finish(self) -> None:
+        """Publish, say so, leave; returns when the job has succeeded."""
+        digest = self._write(self.spec.model_prefix, ADAPTER)
+        self.tell(finished=pb.Finished(last_step=self.spec.resolved.steps, manifest_sha256=digest, trained_tokens=256))
+        self.leave()
+        self.until_is("succeeded")
+
+    def leave(self, state: RunState = RunState.SUCCEEDED) -> None:
+        """The run's processes end."""
+        self.gateway.runtime.ends(self.spec.run_id, state)
+
+    def until_is(self, status: str) -> None:
+        """Wait for the job's status on the wire."""
+        client = self.gateway.client()
+        until(f"{self.spec.job_id} {status}", lambda: client.fine_tuning.jobs.retrieve(self.spec.job_id).status == status)
+
+    def _write(self, prefix: str, files: dict[str, bytes]) -> str:
+        listed = [{"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()]
+        for name, data in files.items():
+            self.gateway.parts.storage.put(f"{prefix}/{name}", data)
+        manifest = json.dumps({"files": listed, "facts": {}}).encode()
+        self.gateway.parts.storage.put(f"{prefix}/manifest.json", manifest)
+        return hashlib.sha256(manifest).hexdigest()
+
+
+def until(what: str, holds: Callable[[], Any], timeout: float = 60) -> Any:
+    """Wait until `holds` gives something true, and give it."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if value := holds():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come within {timeout:.0f} s")
