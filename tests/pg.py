@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-FAST = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "shared_buffers=64MB", "-c", "max_connections=200"]
+SMALL = ["-c", "shared_buffers=64MB", "-c", "max_connections=200"]
+FAST = ["-c", "fsync=off", "-c", "full_page_writes=off"]
 
 
 @contextmanager
-def running_postgres() -> Iterator[str]:
-    """SQLAlchemy address of a fresh server, which ends with the block."""
+def running_postgres(*, durable: bool = False) -> Iterator[str]:
+    """SQLAlchemy address of a fresh server, which ends with the block; unless `durable`, its commits are not flushed."""
     scratch = Path(tempfile.mkdtemp(prefix="tunesmith-pg-"))
     user = "nobody" if os.geteuid() == 0 else None
     try:
@@ -33,7 +34,7 @@ def running_postgres() -> Iterator[str]:
             scratch.chmod(0o755)
             os.chown(data, pwd.getpwnam(user).pw_uid, -1)
         _initdb(binaries, data, user)
-        with _server(binaries, data, user) as port:
+        with _server(binaries, data, user, SMALL if durable else SMALL + FAST) as port:
             yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -59,11 +60,11 @@ def _initdb(binaries: Path, data: Path, user: str | None) -> None:
 
 
 @contextmanager
-def _server(binaries: Path, data: Path, user: str | None) -> Iterator[int]:
+def _server(binaries: Path, data: Path, user: str | None, settings: list[str]) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [*FAST, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+    options = [*settings, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
     with (data / "server.log").open("w") as log:
         server = subprocess.Popen([binaries / "postgres", "-D", data, *options], user=user, cwd="/", stdout=log, stderr=log)
     try:
