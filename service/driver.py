@@ -160,6 +160,8 @@ class Driver:
             await self._until_gone(f"{job.id}-{job.epoch}", grace=timedelta(0))
         async with self._writing() as tx:
             current = await self._still(tx, job)
+            if job.epoch:
+                await tx.update_run(job.id, job.epoch, ended_at=tx.time)
             failed, notices = failed_job(current, error, tx.time)
             await tx.apply(current, failed, notices)
         self._ended(job.id, "failed")

@@ -17,6 +17,7 @@ class ErrorCode(StrEnum):
     TOO_LARGE = "too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     RATE_LIMITED = "rate_limit_exceeded"
+    QUOTA_EXCEEDED = "quota_exceeded"
     STALE = "stale"
     STORAGE_FULL = "storage_full"
     UNAVAILABLE = "unavailable"
@@ -47,6 +48,17 @@ class TunesmithError(Exception):
         self.retry_after = retry_after
 
 
+class RateExceeded(TunesmithError):
+    """The project sends more than `limit` requests a minute; after `wait` there is room for the next one."""
+
+    def __init__(self, limit: int, retry_after: timedelta) -> None:
+        message = (
+            f"The project's quota 'requests_per_minute' is used up: {limit} requests a minute. Ask again in {retry_after.seconds + 1} s."
+        )
+        super().__init__(ErrorCode.RATE_LIMITED, message, param="requests_per_minute", retry_after=retry_after)
+        self.limit, self.wait = limit, retry_after
+
+
 def invalid(message: str, param: str | None = None, wire_code: str | None = None) -> TunesmithError:
     """The request is wrong; asking again will not help."""
     return TunesmithError(ErrorCode.INVALID_REQUEST, message, param=param, wire_code=wire_code)
@@ -54,4 +66,6 @@ def invalid(message: str, param: str | None = None, wire_code: str | None = None
 
 def not_found(kind: str, name: str, param: str | None = None) -> TunesmithError:
     """No such thing in the caller's project; says the same of another project's thing."""
-    return TunesmithError(ErrorCode.NOT_FOUND, f"No such {kind}: '{name}'", param=param, wire_code=f"{kind.replace(' ', '_')}_not_found")
+    return TunesmithError(
+        ErrorCode.NOT_FOUND, f"No such {kind}: '{name}'", param=param, wire_code=f"{kind.lower().replace(' ', '_')}_not_found"
+    )

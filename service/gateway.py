@@ -25,12 +25,14 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service import objects, tenancy
+from service.admission import Admission
 from service.app import App
 from service.catalogue import Catalogue, CatalogueError
 from service.driver import Driver
 from service.embedded import CannotStart, Lock, Ports, StackState, listen, preflight
 from service.logs import log_to
 from service.metrics import MeteredStorage, Metrics
+from service.quotas import Quotas
 from service.ray_head import EmbeddedRay
 from service.ray_runtime import RayAddress, RayRuntime
 from service.reports import RunReports
@@ -98,7 +100,9 @@ async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asy
             scheduler.wake()
 
     reports = RunReports(store, storage, metrics, wake)
-    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake)
+    admission = Admission(store, Quotas.of(settings))
+    await stack.enter_async_context(_background(admission.run(), stop))
+    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission)
     rpc, rpc_port = await serve_rpc(app, rpc_address)
     stack.push_async_callback(rpc.stop, DRAIN.total_seconds())
     report_address = settings.report_address or f"{settings.host}:{rpc_port}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+from service.quotas import Quotas
 from trainers.spec import BaseModelRef
 
 T = TypeVar("T")
@@ -20,6 +21,86 @@ class Caller:
     project_id: str
     organization_id: str
     scopes: frozenset[Scope]
+    request_id: str = ""
+    """Of the request that is being served; the audit log names it."""
+    quotas: Quotas = field(default_factory=Quotas)
+    """The project's own."""
+    rate: Rate | None = None
+    """Where the project stands within its request rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Requests that a project may still send: `remaining` of `limit`; in `reset` seconds the oldest no longer counts."""
+
+    limit: int
+    remaining: int
+    reset: float
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """Whose projects these are. It sees no other organization."""
+
+    id: str
+    name: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What files, jobs and keys belong to. An archived one can no longer be used. `quotas` are its own."""
+
+    id: str
+    organization_id: str
+    name: str
+    created_at: float
+    archived_at: float | None
+    quotas: Quotas
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key of a project, without its secret. After a rotation the one before is good until `previous_expires_at`."""
+
+    id: str
+    project_id: str
+    name: str
+    scopes: frozenset[Scope]
+    created_at: float
+    expires_at: float | None
+    last_used_at: float | None
+    previous_expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLog:
+    """One change: who made it (`key_id`, None for the operator's command line), what, on which object, in which request."""
+
+    id: str
+    type: str
+    object_id: str
+    organization_id: str
+    project_id: str | None
+    project_name: str | None
+    key_id: str | None
+    request_id: str
+    effective_at: float
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which audit logs are wanted; empty takes all. Times are seconds since 1970."""
+
+    types: tuple[str, ...] = ()
+    project_ids: tuple[str, ...] = ()
+    key_ids: tuple[str, ...] = ()
+    object_ids: tuple[str, ...] = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,11 @@ from service.driver import Driver, LeaseLost
 from service.gangs import Gang, fits_ever, gang, shortage
 from service.jobs import ON_RAY, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
+from service.places import Places
+from service.quotas import Quotas
 from service.runtime import Capacity, Runtime, RuntimeUnavailable
 from service.settings import Settings
-from service.store import Stale, Store, StoreUnavailable
+from service.store import Stale, Store, StoreUnavailable, Transaction
 
 log = structlog.get_logger(__name__)
 OWNED = ON_RAY | {JobStatus.VALIDATING}
@@ -45,6 +47,7 @@ class Scheduler:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._setbacks: dict[str, int] = {}
         self._awake = asyncio.Event()
+        self._quotas = Quotas.of(settings)
 
     def wake(self) -> None:
         """Something has changed: look now rather than at the next tick."""
@@ -157,22 +160,27 @@ class Scheduler:
             queued = await tx.jobs_in([JobStatus.QUEUED])
             now = tx.time
             busy = await tx.jobs_in(ON_RAY) if queued else []
+            own = await tx.quotas_of(job.project_id for job in queued) if queued else {}
         if not queued:
             return
+        places = Places(self._quotas, own, busy)
         capacity = await self._runtime.capacity()
         used = [gang(job.spec.tunesmith.resources, capacity) for job in busy]
         reasons: dict[str, str] = {}
-        waiting = [job for job in queued if not await self._claimed(job, now, capacity, used, reasons)]
+        waiting = [job for job in queued if not await self._claimed(job, now, capacity, used, places, reasons)]
         changed = {job.id: reasons[job.id] for job in waiting if job.id in reasons and reasons[job.id] != job.reason}
         if changed:
             async with self._store.begin() as tx:
                 await tx.set_reasons(changed)
 
-    async def _claimed(self, job: Job, now: float, capacity: Capacity, used: list[Gang], reasons: dict[str, str]) -> bool:
-        """Claim the job if it is its turn; otherwise say why not. A larger job ahead is not overtaken."""
+    async def _claimed(self, job: Job, now: float, capacity: Capacity, used: list[Gang], places: Places, reasons: dict[str, str]) -> bool:
+        """Claim the job if it is its turn; otherwise say why not. A larger job ahead is not overtaken, unless its project runs enough."""
         wanted = gang(job.spec.tunesmith.resources, capacity)
         if job.not_before > now:
             reasons[job.id] = f"trying again in {job.not_before - now:.0f} s: {_last_cause(job)}"
+            return False
+        reasons[job.id] = places.shortage(job.project_id)
+        if reasons[job.id]:
             return False
         reasons[job.id] = shortage(wanted, capacity, used)
         if reasons[job.id]:
@@ -181,6 +189,9 @@ class Scheduler:
             return False
         try:
             async with self._store.begin() as tx:
+                reasons[job.id] = await self._quota_shortage(tx, job.project_id, places)
+                if reasons[job.id]:
+                    return False
                 claimed = advance(job, JobStatus.STARTING, epoch=job.epoch + 1, lease_owner=self.owner, reason="starting the workers")
                 claimed = await tx.apply(job, claimed, [Notice(f"Starting run {claimed.epoch}")] if claimed.epoch > 1 else [])
                 await tx.lease(claimed, self.owner, self._settings.lease_ttl)
@@ -188,9 +199,18 @@ class Scheduler:
         except Stale:
             return True  # another scheduler was first, or the client cancelled: no longer in the queue
         used.append(wanted)
+        places.take(job.project_id)
         self._metrics.queue_waited(max(0.0, now - (job.queued_at or now)))
         self._drive(claimed)
         return True
+
+    async def _quota_shortage(self, tx: Transaction, project_id: str, places: Places) -> str:
+        """As `Places.shortage`, under the lock on the project's row: two schedulers can't both give its last place away."""
+        if places.limit(project_id) is None:
+            return ""
+        await tx.quotas_of([project_id], lock=True)
+        places.running[project_id] = await tx.count_jobs(project_id, ON_RAY)
+        return places.shortage(project_id)
 
 
 def _last_cause(job: Job) -> str:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Amount = Annotated[int, Field(ge=0)] | Literal["unlimited"]
 
 
 class Settings(BaseSettings):
@@ -67,6 +70,18 @@ class Settings(BaseSettings):
     validation_timeout: timedelta = Field(default=timedelta(minutes=30), description="Longest data check.")
     metrics_public: bool = Field(default=False, description="Serve /metrics without a key, for a scraper that cannot send one.")
     log_level: str = Field(default="info", description="debug, info, warning or error.")
+    quota_running_jobs: Amount = Field(
+        default="unlimited",
+        description="Jobs of a project that run at the same time, unless the project has a quota of its own; so with all five.",
+    )
+    quota_queued_jobs: Amount = Field(default="unlimited", description="Jobs of a project that are being checked, wait or are paused.")
+    quota_gpu_hours: Annotated[float, Field(ge=0)] | Literal["unlimited"] = Field(
+        default="unlimited", description="GPU-hours of a project's runs in a calendar month (UTC)."
+    )
+    quota_stored_bytes: Amount = Field(default="unlimited", description="Bytes of a project's files.")
+    quota_requests_per_minute: Annotated[int, Field(ge=1)] | Literal["unlimited"] = Field(
+        default=6000, description="Requests of a project in any 60 seconds, counted by each gateway for itself."
+    )
 
     @property
     def database(self) -> str:

@@ -44,7 +44,7 @@ class FakeApp(App):
         self.failure: BaseException | None = None
         """Raised by the next call of `get_job`."""
 
-    async def authenticate(self, bearer: str) -> Caller:
+    async def authenticate(self, bearer: str, request_id: str = "") -> Caller:
         if bearer not in self.callers:
             raise TunesmithError(ErrorCode.UNAUTHENTICATED, "Incorrect API key provided.")
         return self.callers[bearer]

@@ -69,7 +69,8 @@ class Gateway:
 
     def client(self, key: str | None = None, *, strict: bool = True) -> OpenAI:
         """The unmodified official client."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, _strict_response_validation=strict)
+        key = key or self.key
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, admin_api_key=key, max_retries=0, _strict_response_validation=strict)
 
     def http(self, key: str | None = None) -> httpx.Client:
         """A plain client with the key; close it."""

@@ -7,13 +7,15 @@ caller did wrong, and UNAVAILABLE when a part behind it is away. Each resource h
 from __future__ import annotations
 
 from service.app.artifacts import ArtifactUses
+from service.app.audit import AuditUses
 from service.app.files import FileUses
 from service.app.jobs import JobUses
+from service.app.keys import KeyUses
 from service.app.models import ModelUses
 from service.app.operation import OperationUses
 
 __all__ = ["App"]
 
 
-class App(FileUses, JobUses, ArtifactUses, ModelUses, OperationUses):
+class App(FileUses, JobUses, ArtifactUses, ModelUses, KeyUses, AuditUses, OperationUses):
     """What Tunesmith can do for a caller."""

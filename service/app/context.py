@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+from service.admission import Admission
+from service.app.quota_checks import QuotaChecks
 from service.catalogue import Catalogue
 from service.errors import ErrorCode, TunesmithError, invalid, not_found
 from service.jobs import Job
@@ -24,14 +26,21 @@ DOWNLOAD_LIFE = timedelta(minutes=15)
 """How long a presigned address serves."""
 
 
-class Context:
+class Context(QuotaChecks):
     """The parts that use cases work with, and the few steps that many of them share."""
 
     def __init__(
-        self, store: Store, storage: Storage, catalogue: Catalogue, runtime: Runtime, reports: RunReports, wake: Callable[[], None]
+        self,
+        store: Store,
+        storage: Storage,
+        catalogue: Catalogue,
+        runtime: Runtime,
+        reports: RunReports,
+        wake: Callable[[], None],
+        admission: Admission,
     ) -> None:
         self.store, self.storage, self.catalogue, self.runtime = store, storage, catalogue, runtime
-        self.reports = reports
+        self.reports, self.admission = reports, admission
         self.wake = wake
 
     @asynccontextmanager

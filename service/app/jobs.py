@@ -34,14 +34,17 @@ class JobUses(Context):
         async with available():
             base_model = await self._base_model(spec)
             async with self.store.begin() as tx:
+                project = await self.locked_project(tx, caller)
                 known = await self._known_submission(tx, caller, idempotency_key, fingerprint, retried)
                 if known is not None:
                     return known
                 await _check_files(tx, caller, spec)
+                await self.check_new_job(tx, project, spec)
                 job = _new_job(caller, spec, base_model)
                 if idempotency_key is not None and not await tx.insert_submission(caller.project_id, idempotency_key, fingerprint, job.id):
                     raise TunesmithError(ErrorCode.CONFLICT, "A request with this Idempotency-Key is in flight; ask again.")
                 job = await tx.insert_job(job, fingerprint, [Notice(f"Created fine-tuning job: {job.id}")])
+                await tx.audit(caller, "job.created", job.id, {"model": spec.model, "method": spec.method.type})
         self.wake()
         return job
 
@@ -91,6 +94,7 @@ class JobUses(Context):
                 return job
             if job.status in FINAL:
                 raise invalid(f"The job is {job.status} already and can no longer be cancelled.", "fine_tuning_job_id")
+            await tx.audit(caller, "job.cancelled", job_id)
             if job.status in (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.PAUSED):
                 cancelled = advance(job, JobStatus.CANCELLED, finished_at=tx.time, reason="", lease_owner=None)
                 return await tx.apply(job, cancelled, [Notice("The job has been cancelled")])

@@ -41,6 +41,7 @@ class ModelUses(Context):
                 )
             async with self.store.begin() as tx:
                 job_id = found(await tx.delete_tuned_model(caller.project_id, model), "model", model, param="model")
+                await tx.audit(caller, "model.deleted", model)
             await asyncio.to_thread(manifest.remove, self.storage, f"{published_prefix(job_id)}/")
 
     async def _base_models(self) -> list[Model]:

@@ -6,7 +6,6 @@ import asyncio
 from datetime import timedelta
 
 from protos.tunesmith.v1 import runs_pb2
-from service import tenancy
 from service.app.context import MAX_TRIES, Context, available
 from service.errors import ErrorCode, TunesmithError
 from service.records import Caller
@@ -16,10 +15,10 @@ from service.store import Stale
 class OperationUses(Context):
     """Authentication, readiness and reports."""
 
-    async def authenticate(self, bearer: str) -> Caller:
-        """Who holds this key."""
+    async def authenticate(self, bearer: str, request_id: str = "") -> Caller:
+        """Who holds this key. Raises RateExceeded when their project asks too often."""
         async with available():
-            return await tenancy.authenticate(self.store, bearer)
+            return await self.admission.admit(bearer, request_id)
 
     async def ready(self) -> dict[str, str]:
         """Each part ("store", "objects", "runtime") and "ok", or what is wrong with it."""

@@ -73,6 +73,10 @@ class Service:
         """An answer to a call that the official client does not have."""
         return self.client.get(path, cast_to=cast("type[dict[str, Any]]", dict))
 
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The same for a call that has a body."""
+        return self.client.post(path, cast_to=cast("type[dict[str, Any]]", dict), body=body)
+
     @contextmanager
     def bytes_client(self) -> Generator[httpx.Client]:
         """A client for ranges of bytes; on a redirect to another host the key stays here."""
@@ -98,7 +102,8 @@ def connected(base_url: str | None, data_dir: Path | None) -> Generator[Service]
     timeout = openai.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT)
     hooks = {"response": [_is_ours(target)]}
     http = openai.DefaultHttpxClient(timeout=timeout, trust_env=not target.is_here, event_hooks=hooks)
-    with openai.OpenAI(base_url=target.base_url, api_key=target.key, timeout=timeout, http_client=http) as client:
+    key = target.key
+    with openai.OpenAI(base_url=target.base_url, api_key=key, admin_api_key=key, timeout=timeout, http_client=http) as client:
         service = Service(client, target)
         with service.errors():
             yield service

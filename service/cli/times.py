@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import datetime
 
-from service.cli.output import duration
+from service.cli.output import Ended, ExitCode, duration
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def when(seconds: float | None) -> str:
@@ -21,3 +24,11 @@ def clock(seconds: float) -> str:
 def age(seconds: float | None) -> str:
     """How long ago it was."""
     return "" if seconds is None else duration(time.time() - seconds)
+
+
+def seconds_of(text: str) -> int:
+    """Seconds of a duration such as 90d, 12h, 30m or 45s. Raises Ended."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if match is None:
+        raise Ended(ExitCode.USAGE, f"'{text}' is no duration", "Write 90d, 12h, 30m or 45s.")
+    return int(match[1]) * UNITS[match[2]]

@@ -13,12 +13,14 @@ from fastapi import Depends, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.app import App
-from service.errors import ErrorCode, TunesmithError, invalid, not_found
+from service.app.context import require
+from service.errors import ErrorCode, RateExceeded, TunesmithError, invalid, not_found
 from service.metrics import Metrics
-from service.records import Caller
+from service.records import Caller, Rate, Scope
 from service.settings import Settings
 
 MAX_KEY_LENGTH = 512
+ORGANIZATION = "/v1/organization/"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _MODEL = re.compile(r"[\x21-\x7e]{1,512}")
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
@@ -47,14 +49,34 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-async def get_caller(app: AppDep, credentials: Credentials) -> Caller:
-    """Who asks; UNAUTHENTICATED without a key that is known."""
+async def get_caller(request: Request, app: AppDep, credentials: Credentials) -> Caller:
+    """Who asks; UNAUTHENTICATED without a key that is known, PERMISSION_DENIED before the body is read when its scopes can't do."""
     if credentials is None or not credentials.credentials:
         raise TunesmithError(ErrorCode.UNAUTHENTICATED, "You did not provide an API key: send it as 'Authorization: Bearer YOUR_KEY'.")
     key = credentials.credentials
     if len(key) > MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
         raise TunesmithError(ErrorCode.UNAUTHENTICATED, "This is not an API key.")
-    return await app.authenticate(key)
+    caller = await _admitted(request, app, key)
+    require(caller, _needed_scope(request))
+    return caller
+
+
+async def _admitted(request: Request, app: App, key: str) -> Caller:
+    """Who holds the key; where their project stands within its rate is left for `RateHeaders`."""
+    try:
+        caller = await app.authenticate(key, request.state.request_id)
+    except RateExceeded as error:
+        request.state.rate = Rate(error.limit, 0, error.wait.total_seconds())
+        raise
+    request.state.rate = caller.rate
+    return caller
+
+
+def _needed_scope(request: Request) -> Scope:
+    """The application layer asks each use case's own scope again; this one holds for every route there will be."""
+    if request.scope["path"].startswith(ORGANIZATION):
+        return "admin"
+    return "read" if request.method in ("GET", "HEAD") else "write"
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]
@@ -86,6 +108,20 @@ def get_artifact_name(name: Annotated[str, Path(description="Name of an artifact
     if not _MODEL.fullmatch(name) or any(part in ("", ".", "..") for part in name.split("/")):
         raise not_found("artifact", _short(name), "name")
     return name
+
+
+def get_project_id(project_id: Annotated[str, Path(description="Id of a project: proj_…")]) -> str:
+    """A project id of the right form."""
+    if not _ID.fullmatch(project_id):
+        raise not_found("project", _short(project_id), "project_id")
+    return project_id
+
+
+def get_api_key_id(api_key_id: Annotated[str, Path(description="Id of an API key, the part of it after ts_.")]) -> str:
+    """A key id of the right form."""
+    if not _ID.fullmatch(api_key_id):
+        raise not_found("API key", _short(api_key_id), "api_key_id")
+    return api_key_id
 
 
 def get_metadata_filter(request: Request) -> dict[str, str]:
@@ -126,6 +162,8 @@ FileId = Annotated[str, Depends(get_file_id)]
 JobId = Annotated[str, Depends(get_job_id)]
 ModelId = Annotated[str, Depends(get_model_id)]
 ArtifactName = Annotated[str, Depends(get_artifact_name)]
+ProjectId = Annotated[str, Depends(get_project_id)]
+ApiKeyId = Annotated[str, Depends(get_api_key_id)]
 MetadataFilter = Annotated[dict[str, str], Depends(get_metadata_filter)]
 IdempotencyKey = Annotated[str | None, Depends(get_idempotency_key)]
 Retried = Annotated[bool, Depends(get_retried)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from service.rest import wire
 
@@ -61,6 +62,22 @@ UPLOAD_BODY: dict[str, Any] = {
         },
     }
 }
+BODIES = (
+    wire.CreateFineTuningJobRequest,
+    wire.CreateProjectRequest,
+    wire.UpdateProjectRequest,
+    wire.CreateApiKeyRequest,
+    wire.UpdateApiKeyRequest,
+    wire.RotateApiKeyRequest,
+)
+"""Bodies that the routes read by themselves, so that FastAPI does not know them."""
+
+
+def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """What a route says of its JSON body; `model` is one of BODIES."""
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": {"$ref": REF.format(model=model.__name__)}}}}}
+
+
 METADATA_PARAMETER: dict[str, Any] = {
     "parameters": [
         {
@@ -80,9 +97,9 @@ def document(api: FastAPI) -> dict[str, Any]:
     """The OpenAPI description of `api`, made once."""
     if api.openapi_schema is None:
         schema = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
-        request = wire.CreateFineTuningJobRequest.model_json_schema(ref_template=REF)
-        parts = request.pop("$defs", {})
-        # The sections of `tunesmith` stand in answers too; the request's form of them knows their defaults.
-        schema["components"]["schemas"] |= {**parts, "CreateFineTuningJobRequest": request}
+        for body in BODIES:
+            request = body.model_json_schema(ref_template=REF)
+            # The sections of `tunesmith` stand in answers too; the request's form of them knows their defaults.
+            schema["components"]["schemas"] |= {**request.pop("$defs", {}), body.__name__: request}
         api.openapi_schema = schema
     return api.openapi_schema

@@ -43,6 +43,8 @@ TABLE: dict[ErrorCode, Reply] = {
     ErrorCode.TOO_LARGE: Reply(413, REQUEST),
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: Reply(415, REQUEST),
     ErrorCode.RATE_LIMITED: Reply(429, "rate_limit_error", retry_after=timedelta(seconds=1)),
+    # What is used up does not come back within the seconds for which a client waits by itself.
+    ErrorCode.QUOTA_EXCEEDED: Reply(429, "rate_limit_error", retry=False, retry_after=timedelta(minutes=1)),
     ErrorCode.STALE: Reply(409, REQUEST, retry=False),
     # A client that sends the same gigabytes again does not empty the disk.
     ErrorCode.STORAGE_FULL: Reply(507, SERVER, retry=False),

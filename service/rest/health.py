@@ -42,8 +42,8 @@ async def docs(request: Request) -> HTMLResponse:
 
 
 @router.get("/metrics", response_class=Response, responses=EXPOSITION)
-async def metrics(app: AppDep, metrics: MetricsDep, settings: SettingsDep, credentials: Credentials) -> Response:
+async def metrics(request: Request, app: AppDep, metrics: MetricsDep, settings: SettingsDep, credentials: Credentials) -> Response:
     """Every metric. Needs a key unless the setting `metrics_public` says otherwise."""
     if not settings.metrics_public:
-        await get_caller(app, credentials)
+        await get_caller(request, app, credentials)
     return Response(metrics.exposition(), media_type=CONTENT_TYPE)

@@ -35,7 +35,7 @@ class Requests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             exchange = _Exchange(request_id, send)
             await self._run(exchange, scope, receive)

@@ -22,10 +22,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from service.store.audit import AuditStatements
 from service.store.files import FileStatements
 from service.store.jobs import JobStatements, Stale
 from service.store.keys import KeyStatements
+from service.store.projects import ProjectStatements
 from service.store.runs import RunStatements
+from service.store.usage import UsageStatements
 
 __all__ = ["Stale", "Store", "StoreUnavailable", "Transaction", "now"]
 
@@ -54,7 +57,7 @@ def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
     return "extract(epoch from clock_timestamp())::float8"
 
 
-class Transaction(JobStatements, RunStatements, FileStatements, KeyStatements):
+class Transaction(JobStatements, RunStatements, FileStatements, KeyStatements, ProjectStatements, UsageStatements, AuditStatements):
     """The statements of one open transaction."""
 
     def __init__(self, connection: AsyncConnection, time: float) -> None:

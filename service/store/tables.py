@@ -31,6 +31,8 @@ projects = sa.Table(
     sa.Column("organization_id", sa.String(64), nullable=False),
     sa.Column("name", sa.String(128), nullable=False),
     sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("archived_at", sa.Float(53)),
+    sa.Column("quotas", Json),
 )
 
 api_keys = sa.Table(
@@ -44,6 +46,9 @@ api_keys = sa.Table(
     sa.Column("created_at", sa.Float(53), nullable=False),
     sa.Column("expires_at", sa.Float(53)),
     sa.Column("revoked_at", sa.Float(53)),
+    sa.Column("last_used_at", sa.Float(53)),
+    sa.Column("previous_sha256", sa.String(64)),
+    sa.Column("previous_expires_at", sa.Float(53)),
 )
 
 files = sa.Table(
@@ -162,4 +167,28 @@ tuned_models = sa.Table(
     sa.Column("created_at", sa.Float(53), nullable=False),
     sa.Column("deleted_at", sa.Float(53)),
     sa.Index(None, "project_id", "id"),
+)
+
+organizations = sa.Table(
+    "organizations",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+)
+
+audit_logs = sa.Table(
+    "audit_logs",
+    metadata,
+    _n(),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("organization_id", sa.String(64), nullable=False),
+    sa.Column("project_id", sa.String(64)),
+    sa.Column("key_id", sa.String(64)),
+    sa.Column("type", sa.String(64), nullable=False),
+    sa.Column("object_id", sa.String(512), nullable=False),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("effective_at", sa.Float(53), nullable=False),
+    sa.Column("details", Json, nullable=False),
+    sa.Index(None, "organization_id", "n"),
 )
