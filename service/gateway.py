@@ -28,6 +28,7 @@ from service import objects, tenancy
 from service.admission import Admission
 from service.app import App
 from service.catalogue import Catalogue, CatalogueError
+from service.deliveries import Deliveries
 from service.driver import Driver
 from service.embedded import CannotStart, Lock, Ports, StackState, listen, preflight
 from service.logs import log_to
@@ -93,16 +94,16 @@ async def open_parts(settings: Settings, stack: AsyncExitStack) -> Parts:
 async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asyncio.Event, rpc_address: str) -> tuple[App, int]:
     """The application layer, its gRPC server and the scheduler, which `stack` stops in order; and the gRPC port."""
     settings, store, storage, metrics = parts.settings, parts.store, parts.storage, parts.metrics
-    wakes: list[Scheduler] = []
+    wakes: list[Scheduler | Deliveries] = []
 
     def wake() -> None:
-        for scheduler in wakes:
-            scheduler.wake()
+        for part in wakes:
+            part.wake()
 
     reports = RunReports(store, storage, metrics, wake)
     admission = Admission(store, Quotas.of(settings))
     await stack.enter_async_context(_background(admission.run(), stop))
-    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission)
+    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission, settings)
     rpc, rpc_port = await serve_rpc(app, rpc_address)
     stack.push_async_callback(rpc.stop, DRAIN.total_seconds())
     report_address = settings.report_address or f"{settings.host}:{rpc_port}"
@@ -112,7 +113,9 @@ async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asy
         return Driver(owner, store, storage, runtime, validation, settings, metrics, report_address)
 
     scheduler = Scheduler(store, runtime, settings, metrics, new_driver)
-    wakes.append(scheduler)
+    deliveries = Deliveries(store, settings, metrics)
+    wakes += [scheduler, deliveries]
+    await stack.enter_async_context(_background(deliveries.run(), stop))
     await stack.enter_async_context(_background(scheduler.run(), stop))
     return app, rpc_port
 

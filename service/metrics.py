@@ -78,6 +78,9 @@ class Metrics:
             buckets=STORE_SECONDS,
             registry=registry,
         )
+        self._webhooks = Counter(
+            "tunesmith_webhook_attempts", "Attempts to deliver a webhook, by what became of the delivery.", ["status"], registry=registry
+        )
         self.set_jobs_by_status({})
 
     def exposition(self) -> bytes:
@@ -112,6 +115,10 @@ class Metrics:
         """Remove the job's series; without effect when there are none."""
         for gauge in (self._step, self._loss, self._rate, self._speed):
             gauge.remove_by_labels({"job": job_id})
+
+    def webhook_attempted(self, status: str) -> None:
+        """A webhook was sent: its delivery is now delivered, pending (to be tried again) or failed."""
+        self._webhooks.labels(status).inc()
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """An HTTP request was answered. `route` is a template, never a path with ids."""

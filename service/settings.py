@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     validation_memory_bytes: int = Field(default=4 * 2**30, ge=256 * 2**20, description="Address space of the data check's process.")
     validation_timeout: timedelta = Field(default=timedelta(minutes=30), description="Longest data check.")
     metrics_public: bool = Field(default=False, description="Serve /metrics without a key, for a scraper that cannot send one.")
+    webhook_allow_private: bool = Field(
+        default=False, description="Let webhooks go to loopback and private addresses too; link-local and metadata addresses never."
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     quota_running_jobs: Amount = Field(
         default="unlimited",

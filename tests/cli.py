@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from service.cli import app
 from tests.fakes import API_KEY
+from tests.gateway import Gateway
 from tests.rest_server import Served, served
 
 ENVIRONMENT = ("BASE_URL", "API_KEY", "API_KEY_FILE", "DATA_DIR", "CATALOGUE", "STORAGE_URL")
@@ -108,3 +109,12 @@ class Terminal:
         self._reader.join(seconds)
         os.close(self._ours)
         return self.process.returncode, stdout
+
+
+def cli_with(gateway: Gateway, key: str, directory: Path) -> Cli:
+    """The command as a user with this key runs it on the gateway."""
+    path = directory / f"key-{key[3:15]}"
+    path.write_text(key)
+    return Cli(
+        {"TUNESMITH_BASE_URL": gateway.url, "TUNESMITH_API_KEY_FILE": str(path), "TUNESMITH_DATA_DIR": str(gateway.settings.data_dir)}
+    )

@@ -76,10 +76,10 @@ class Gateway:
         """A plain client with the key; close it."""
         return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {key or self.key}"}, timeout=30)
 
-    def other_key(self, scopes: tuple[str, ...] = ("read", "write")) -> str:
-        """A key of another project of the same organization."""
+    def other_key(self, scopes: tuple[str, ...] = ("read", "write"), organization_id: str | None = None) -> str:
+        """A key of another project, of the same organization unless another is named."""
 
-        organization_id = self.organization_id
+        organization_id = organization_id or self.organization_id
 
         async def make() -> str:
             key_id, key, digest = tenancy.new_key()

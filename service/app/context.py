@@ -16,6 +16,7 @@ from service.jobs import Job
 from service.records import Caller, Content, Scope
 from service.reports import RunReports
 from service.runtime import Runtime, RuntimeUnavailable
+from service.settings import Settings
 from service.store import Store, StoreUnavailable, Transaction
 from trainers.storage import NoSuchObject, Storage, StorageDenied, StorageFull, StorageUnavailable
 
@@ -38,9 +39,10 @@ class Context(QuotaChecks):
         reports: RunReports,
         wake: Callable[[], None],
         admission: Admission,
+        settings: Settings,
     ) -> None:
         self.store, self.storage, self.catalogue, self.runtime = store, storage, catalogue, runtime
-        self.reports, self.admission = reports, admission
+        self.reports, self.admission, self.settings = reports, admission, settings
         self.wake = wake
 
     @asynccontextmanager

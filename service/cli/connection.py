@@ -77,6 +77,10 @@ class Service:
         """The same for a call that has a body."""
         return self.client.post(path, cast_to=cast("type[dict[str, Any]]", dict), body=body)
 
+    def delete(self, path: str) -> dict[str, Any]:
+        """The same for a call that deletes."""
+        return self.client.delete(path, cast_to=cast("type[dict[str, Any]]", dict))
+
     @contextmanager
     def bytes_client(self) -> Generator[httpx.Client]:
         """A client for ranges of bytes; on a redirect to another host the key stays here."""

@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 
 from service.app import App
 from service.metrics import HttpMetrics, Metrics
-from service.rest import api_keys, artifacts, audit_logs, documents, errors, files, health, jobs, models, projects, uploads
+from service.rest import api_keys, artifacts, audit_logs, documents, errors, files, health, jobs, models, projects, uploads, webhooks
 from service.rest.limits import SERVER_OPTIONS, Limits
 from service.rest.rates import RateHeaders
 from service.rest.requests import Requests
@@ -43,7 +43,7 @@ def create_rest(app: App, metrics: Metrics, settings: Settings) -> FastAPI:
     )
     api.state.app, api.state.metrics, api.state.settings = app, metrics, settings
     errors.install(api)
-    for resource in (files, artifacts, jobs, models, projects, api_keys, audit_logs, health):
+    for resource in (files, artifacts, jobs, models, projects, api_keys, audit_logs, webhooks, health):
         api.include_router(resource.router)
     api.openapi = lambda: documents.document(api)
     uploads.sweep(settings.spool_dir)

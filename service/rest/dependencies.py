@@ -124,6 +124,13 @@ def get_api_key_id(api_key_id: Annotated[str, Path(description="Id of an API key
     return api_key_id
 
 
+def get_webhook_id(webhook_id: Annotated[str, Path(description="Id of a webhook: we_…")]) -> str:
+    """A webhook id of the right form."""
+    if not _ID.fullmatch(webhook_id):
+        raise not_found("webhook", _short(webhook_id), "webhook_id")
+    return webhook_id
+
+
 def get_metadata_filter(request: Request) -> dict[str, str]:
     """The pairs of `metadata[key]=value` in the query."""
     pairs: dict[str, str] = {}
@@ -164,6 +171,7 @@ ModelId = Annotated[str, Depends(get_model_id)]
 ArtifactName = Annotated[str, Depends(get_artifact_name)]
 ProjectId = Annotated[str, Depends(get_project_id)]
 ApiKeyId = Annotated[str, Depends(get_api_key_id)]
+WebhookId = Annotated[str, Depends(get_webhook_id)]
 MetadataFilter = Annotated[dict[str, str], Depends(get_metadata_filter)]
 IdempotencyKey = Annotated[str | None, Depends(get_idempotency_key)]
 Retried = Annotated[bool, Depends(get_retried)]

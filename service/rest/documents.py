@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 from service.rest import wire
 
+BODIES: tuple[type[BaseModel], ...] = tuple(shape for name, shape in vars(wire).items() if name.endswith("Request"))
+"""Bodies: the routes read them by themselves, so that FastAPI does not know them."""
 REF = "#/components/schemas/{model}"
 DESCRIPTION = """
 Fine-tune large language models on your own machines. The fine-tuning, files and models calls speak
@@ -62,15 +64,6 @@ UPLOAD_BODY: dict[str, Any] = {
         },
     }
 }
-BODIES = (
-    wire.CreateFineTuningJobRequest,
-    wire.CreateProjectRequest,
-    wire.UpdateProjectRequest,
-    wire.CreateApiKeyRequest,
-    wire.UpdateApiKeyRequest,
-    wire.RotateApiKeyRequest,
-)
-"""Bodies that the routes read by themselves, so that FastAPI does not know them."""
 
 
 def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:

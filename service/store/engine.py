@@ -29,6 +29,7 @@ from service.store.keys import KeyStatements
 from service.store.projects import ProjectStatements
 from service.store.runs import RunStatements
 from service.store.usage import UsageStatements
+from service.store.webhooks import WebhookStatements
 
 __all__ = ["Stale", "Store", "StoreUnavailable", "Transaction", "now"]
 
@@ -57,7 +58,9 @@ def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
     return "extract(epoch from clock_timestamp())::float8"
 
 
-class Transaction(JobStatements, RunStatements, FileStatements, KeyStatements, ProjectStatements, UsageStatements, AuditStatements):
+class Transaction(
+    JobStatements, RunStatements, FileStatements, KeyStatements, ProjectStatements, UsageStatements, AuditStatements, WebhookStatements
+):
     """The statements of one open transaction."""
 
     def __init__(self, connection: AsyncConnection, time: float) -> None:

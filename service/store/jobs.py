@@ -15,6 +15,8 @@ from service.jobs import Event, Job, JobError, JobSpec, JobStatus, Notice, Progr
 from service.records import Page
 from service.store import tables as t
 from service.store.paging import page
+from service.store.webhooks import enqueue
+from service.webhooks import EVENT_OF
 from trainers.spec import BaseModelRef, DatasetRef, Resolved
 
 
@@ -42,7 +44,7 @@ class JobStatements:
         return await self.any_job(job.id)
 
     async def apply(self, old: Job, new: Job, notices: Iterable[Notice] = ()) -> Job:
-        """Write the next state of a job with the events that tell of it.
+        """Write the next state of a job with the events that tell of it; a job's end goes into the outbox of webhooks too.
 
         Raises Stale when the job is no longer as `old` was read.
         """
@@ -59,6 +61,8 @@ class JobStatements:
         if seq is None:
             raise Stale(old.id)
         await self._insert_events(old.id, seq - len(notices), notices)
+        if new.status is not old.status and new.status in EVENT_OF:
+            await enqueue(self.connection, self.time, new.project_id, EVENT_OF[new.status], new.id)
         return await self.any_job(old.id)
 
     async def job(self, project_id: str, job_id: str, *, lock: bool = False) -> Job | None:

@@ -192,3 +192,42 @@ audit_logs = sa.Table(
     sa.Column("details", Json, nullable=False),
     sa.Index(None, "organization_id", "n"),
 )
+
+webhook_endpoints = sa.Table(
+    "webhook_endpoints",
+    metadata,
+    _n(),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("url", sa.String(2048), nullable=False),
+    sa.Column("events", Json, nullable=False),
+    sa.Column("secret", sa.String(128), nullable=False),
+    sa.Column("previous_secret", sa.String(128)),
+    sa.Column("previous_expires_at", sa.Float(53)),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("deleted_at", sa.Float(53)),
+    sa.Index(None, "project_id", "n"),
+)
+
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    _n(),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("endpoint_id", sa.String(64), nullable=False),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("event_id", sa.String(64), nullable=False),
+    sa.Column("type", sa.String(64), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("due_at", sa.Float(53)),
+    sa.Column("claimed_until", sa.Float(53), nullable=False),
+    sa.Column("attempted_at", sa.Float(53)),
+    sa.Column("response_status", sa.Integer),
+    sa.Column("error", sa.String(512)),
+    sa.Index(None, "endpoint_id", "n"),
+    sa.Index(None, "due_at"),
+)

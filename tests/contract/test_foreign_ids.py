@@ -14,7 +14,13 @@ from tests.fake_run import FakeRun
 from tests.gateway import Gateway, running_gateway
 
 TWEETS = Path(__file__).parents[2] / "examples" / "tweets"
-BODIES: dict[str, Any] = {}
+BODIES: dict[str, Any] = {
+    "/v1/organization/projects/{project_id}": {"name": "find"},
+    "/v1/organization/projects/{project_id}/api_keys": {"name": "ci"},
+    "/v1/organization/projects/{project_id}/api_keys/{api_key_id}": {"name": "ci"},
+    "/v1/organization/projects/{project_id}/api_keys/{api_key_id}/rotate": {},
+    "/v1/webhooks/{webhook_id}/rotate": {},
+}
 """Bodies that the routes with a path parameter want, by route; valid, so that only the id can be refused."""
 
 
@@ -31,7 +37,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running_gateway(tmp_path_factory.mktemp("foreign")) as gateway:
+    with running_gateway(tmp_path_factory.mktemp("foreign"), webhook_allow_private=True) as gateway:
         client = gateway.client()
         file = client.files.create(file=TWEETS / "tweets-test.jsonl", purpose="fine-tune")
         job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id)
@@ -43,8 +49,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         model = client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model
         assert model is not None
         owned = {"file_id": file.id, "fine_tuning_job_id": job.id, "model": model, "name": "adapter/adapter_config.json"}
+        owned |= _others(gateway)
         unknown = {name: _other(value) for name, value in owned.items() if name != "name"} | {"name": owned["name"]}
         yield World(gateway, owned, unknown)
+
+
+def _others(gateway: Gateway) -> dict[str, str]:
+    """Things that only their own routes make."""
+    with gateway.http() as http:
+
+        def made(path: str, body: dict[str, Any]) -> str:
+            answer = http.post(path, json=body)
+            assert answer.status_code == 200, answer.text
+            return answer.json()["id"]
+
+        project = made("/v1/organization/projects", {"name": "search"})
+        key = made(f"/v1/organization/projects/{project}/api_keys", {"name": "ci"})
+        return {"project_id": project, "api_key_id": key, "webhook_id": made("/v1/webhooks", {"url": "https://127.0.0.1/hook"})}
 
 
 def _other(value: str) -> str:
@@ -74,7 +95,7 @@ def ask(http: httpx.Client, method: str, path: str, ids: dict[str, str]) -> tupl
 def test_a_foreign_id_answers_as_an_unknown_one(world: World) -> None:
     found = routes(world)
     assert len(found) > 10
-    with world.gateway.http(world.gateway.other_key(("read", "write", "admin"))) as stranger:
+    with world.gateway.http(world.gateway.other_key(("read", "write", "admin"), "org-elsewhere")) as stranger:
         for method, path in found:
             foreign = ask(stranger, method, path, world.owned)
             assert foreign == ask(stranger, method, path, world.unknown), f"{method} {path}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from service.cli import NOUNS
 from service.errors import ErrorCode
 from trainers.registry import METHODS
 
@@ -87,8 +88,7 @@ def test_every_command_in_the_docs_is_one_that_there_is() -> None:
     assert len(written) > 10
     for command in written:
         words = command.split()
-        nouns = {"files", "jobs", "models", "artifacts", "organizations", "projects", "keys", "audit"}
-        name = " ".join(words[:2] if words[0] in nouns else words[:1])
+        name = " ".join(words[:2] if words[0] in NOUNS else words[:1])
         _, found, section = cli.partition(f"\n## tunesmith {name}\n")
         assert found, f"no such command: tunesmith {command}"
         options = section.partition("\n## ")[0]

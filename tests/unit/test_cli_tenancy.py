@@ -13,7 +13,7 @@ from service.cli.output import Ended
 from service.cli.projects import QUOTAS, quotas_of
 from service.cli.times import seconds_of
 from service.quotas import Quotas
-from tests.cli import Cli
+from tests.cli import Cli, cli_with
 from tests.gateway import Gateway, running_gateway
 
 
@@ -26,14 +26,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 @pytest.fixture
 def cli(gateway: Gateway, tmp_path: Path) -> Cli:
     return cli_with(gateway, gateway.key, tmp_path)
-
-
-def cli_with(gateway: Gateway, key: str, directory: Path) -> Cli:
-    path = directory / f"key-{key[3:15]}"
-    path.write_text(key)
-    return Cli(
-        {"TUNESMITH_BASE_URL": gateway.url, "TUNESMITH_API_KEY_FILE": str(path), "TUNESMITH_DATA_DIR": str(gateway.settings.data_dir)}
-    )
 
 
 def test_projects(cli: Cli) -> None:

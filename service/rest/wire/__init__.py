@@ -57,3 +57,10 @@ from service.rest.wire.shared import CursorList as CursorList
 from service.rest.wire.shared import ErrorObject as ErrorObject
 from service.rest.wire.shared import ErrorResponse as ErrorResponse
 from service.rest.wire.shared import List as List
+from service.rest.wire.webhooks import CreateWebhookRequest as CreateWebhookRequest
+from service.rest.wire.webhooks import DeliveryList as DeliveryList
+from service.rest.wire.webhooks import DeliveryObject as DeliveryObject
+from service.rest.wire.webhooks import RotateWebhookRequest as RotateWebhookRequest
+from service.rest.wire.webhooks import WebhookDeleted as WebhookDeleted
+from service.rest.wire.webhooks import WebhookList as WebhookList
+from service.rest.wire.webhooks import WebhookObject as WebhookObject
