@@ -43,6 +43,7 @@ from service.runtime import Runtime, RuntimeUnavailable
 from service.scheduler import Scheduler
 from service.settings import Settings
 from service.store import Store
+from service.sweep import Sweep
 from service.validation import Validation
 from trainers.storage import open_storage
 
@@ -117,6 +118,7 @@ async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asy
     wakes += [scheduler, deliveries]
     await stack.enter_async_context(_background(deliveries.run(), stop))
     await stack.enter_async_context(_background(scheduler.run(), stop))
+    await stack.enter_async_context(_background(Sweep(store, storage, settings, metrics).run(), stop))
     return app, rpc_port
 
 

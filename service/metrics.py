@@ -81,6 +81,8 @@ class Metrics:
         self._webhooks = Counter(
             "tunesmith_webhook_attempts", "Attempts to deliver a webhook, by what became of the delivery.", ["status"], registry=registry
         )
+        self._expired = Counter("tunesmith_expired", "Uploads in parts, and files, whose time was over.", ["kind"], registry=registry)
+        self.expired(uploads=0, files=0)
         self.set_jobs_by_status({})
 
     def exposition(self) -> bytes:
@@ -110,6 +112,11 @@ class Metrics:
             if value is not None:
                 gauge.labels(job_id).set(value)
         self._tokens.inc(max(0, new_tokens))
+
+    def expired(self, *, uploads: int, files: int) -> None:
+        """So many more have expired."""
+        self._expired.labels("upload").inc(uploads)
+        self._expired.labels("file").inc(files)
 
     def job_ended(self, job_id: str) -> None:
         """Remove the job's series; without effect when there are none."""

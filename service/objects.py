@@ -33,6 +33,11 @@ def file_key(project_id: str, file_id: str) -> str:
     return f"files/{project_id}/{file_id}"
 
 
+def part_key(project_id: str, upload_id: str, part_id: str) -> str:
+    """Key of the bytes of one part of an upload."""
+    return f"uploads/{project_id}/{upload_id}/{part_id}"
+
+
 def dataset_prefix(key: str) -> str:
     """Prefix of a tokenised dataset; `key` is the hash of all it depends on."""
     return f"datasets/{key}"

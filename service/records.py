@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar
 
 from service.quotas import Quotas
@@ -116,6 +117,8 @@ class File:
     key: str
     created_at: float
     status: Literal["uploaded", "processed", "error"] = "processed"
+    expires_at: float | None = None
+    """From then on it is as if it had been deleted; None for never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +176,44 @@ class Page(Generic[T]):
 
     items: list[T]
     has_more: bool
+
+
+MAX_PARTS = 10_000
+"""Of one upload."""
+UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file on its way here in parts. It takes parts while it is pending; then it has become `file`, or nothing."""
+
+    id: str
+    project_id: str
+    filename: str
+    purpose: str
+    mime_type: str
+    bytes: int
+    """Size that the client has declared; the parts that it is completed with must add up to it."""
+    status: UploadStatus
+    created_at: float
+    expires_at: float
+    file_expires_after: timedelta | None = None
+    part_count: int = 0
+    received_bytes: int = 0
+    """Of all its parts together, those included that were sent twice."""
+    parts_sha256: str | None = None
+    """Hash of the ids that it was completed with, in their order."""
+    file: File | None = None
+    """What it has become; None also when that has been deleted since."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPart:
+    """Bytes of an upload that are safe: they lie at `key` in storage."""
+
+    id: str
+    upload_id: str
+    bytes: int
+    sha256: str
+    key: str
+    created_at: float

@@ -73,6 +73,17 @@ class Settings(BaseSettings):
         default=False, description="Let webhooks go to loopback and private addresses too; link-local and metadata addresses never."
     )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
+    max_chunked_bytes: int = Field(default=8 * 2**30, ge=1, description="Largest file that is uploaded in parts.")
+    max_part_bytes: int = Field(default=64 * 2**20, ge=1, description="Largest part of such an upload.")
+    upload_life: timedelta = Field(
+        default=timedelta(hours=1), description="An upload in parts that is not complete this long after it was begun expires."
+    )
+    sweep_interval: timedelta = Field(
+        default=timedelta(minutes=1),
+        gt=timedelta(0),
+        description="How often the bytes of what was deleted or has expired are removed.",
+    )
+
     quota_running_jobs: Amount = Field(
         default="unlimited",
         description="Jobs of a project that run at the same time, unless the project has a quota of its own; so with all five.",

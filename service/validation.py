@@ -171,7 +171,7 @@ def _key(file: File, job: Job, request: CheckRequest) -> str:
 
 
 def _missing(file_id: str) -> Fault:
-    return Fault("", "file_missing", f"The file '{file_id}' was deleted before it could be read.", "Upload it again.")
+    return Fault("", "file_missing", f"The file '{file_id}' was deleted, or has expired, before it could be read.", "Upload it again.")
 
 
 def _validating(job: Job) -> Notice:

@@ -8,9 +8,8 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-import sqlalchemy as sa
 
-from tests.pg import running_postgres
+from tests.pg import new_database, running_postgres
 from tests.seaweed import BUCKET, SeaweedFS, running_seaweed
 
 # Before anything loads OpenMP: threads that spin while they wait take the processor from the servers that tests start.
@@ -28,12 +27,7 @@ def _postgres() -> Iterator[str]:
 @pytest.fixture
 def postgres_url(_postgres: str) -> str:
     """A database of its own for each test."""
-    name = f"test_{secrets.token_hex(6)}"
-    engine = sa.create_engine(_postgres, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return _postgres.rpartition("/")[0] + f"/{name}"
+    return new_database(_postgres)
 
 
 @pytest.fixture(scope="session")

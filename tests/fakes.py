@@ -7,10 +7,12 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 from service.app import App
+from service.app.files import check_file
 from service.errors import ErrorCode, TunesmithError, invalid, not_found
 from service.jobs import FINAL, Event, Job, JobSpec, JobStatus, tuned_model_name
 from service.records import Artifact, Caller, Checkpoint, Content, File, Model, Page
@@ -49,11 +51,14 @@ class FakeApp(App):
             raise TunesmithError(ErrorCode.UNAUTHENTICATED, "Incorrect API key provided.")
         return self.callers[bearer]
 
-    async def create_file(self, caller: Caller, *, path: Path, filename: str, purpose: str) -> File:
+    async def create_file(self, caller: Caller, *, path: Path, filename: str, purpose: str, expires_after: timedelta | None = None) -> File:
+        check_file(purpose, expires_after)
         data = path.read_bytes()
         file_id = f"file-{secrets.token_hex(8)}"
         digest = hashlib.sha256(data).hexdigest()
         file = File(file_id, caller.project_id, filename, purpose, len(data), digest, f"files/{file_id}", time.time())
+        if expires_after is not None:
+            file = replace(file, expires_at=file.created_at + expires_after.total_seconds())
         self.files[file_id], self.data[file_id] = file, data
         return file
 

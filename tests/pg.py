@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import sqlalchemy as sa
 
 SMALL = ["-c", "shared_buffers=64MB", "-c", "max_connections=200"]
 FAST = ["-c", "fsync=off", "-c", "full_page_writes=off"]
@@ -38,6 +41,16 @@ def running_postgres(*, durable: bool = False) -> Iterator[str]:
             yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def new_database(server: str) -> str:
+    """Address of an empty database on a running server."""
+    name = f"test_{secrets.token_hex(6)}"
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return server.rpartition("/")[0] + f"/{name}"
 
 
 def _binaries(copy_to: Path | None) -> Path:

@@ -13,10 +13,11 @@ from service.app.jobs import JobUses
 from service.app.keys import KeyUses
 from service.app.models import ModelUses
 from service.app.operation import OperationUses
+from service.app.uploads import UploadUses
 from service.app.webhooks import WebhookUses
 
 __all__ = ["App"]
 
 
-class App(FileUses, JobUses, ArtifactUses, ModelUses, KeyUses, AuditUses, WebhookUses, OperationUses):
+class App(FileUses, JobUses, ArtifactUses, ModelUses, KeyUses, AuditUses, WebhookUses, UploadUses, OperationUses):
     """What Tunesmith can do for a caller."""

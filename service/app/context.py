@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
+from service import objects
 from service.admission import Admission
 from service.app.quota_checks import QuotaChecks
+from service.app.turns import Turns
 from service.catalogue import Catalogue
 from service.errors import ErrorCode, TunesmithError, invalid, not_found
 from service.jobs import Job
@@ -18,13 +20,17 @@ from service.reports import RunReports
 from service.runtime import Runtime, RuntimeUnavailable
 from service.settings import Settings
 from service.store import Store, StoreUnavailable, Transaction
-from trainers.storage import NoSuchObject, Storage, StorageDenied, StorageFull, StorageUnavailable
+from trainers.storage import NoSuchObject, Storage, StorageDenied, StorageError, StorageFull, StorageUnavailable
 
 T = TypeVar("T")
 MAX_TRIES = 5
 """How often a change is tried again when somebody else changed the job in between."""
 DOWNLOAD_LIFE = timedelta(minutes=15)
 """How long a presigned address serves."""
+ARRIVAL = timedelta(days=1)
+"""What bytes may take to be stored; those that still have no row then are removed."""
+ASSEMBLIES = 2
+"""Uploads that are made files at a time: each takes a thread for as long as it copies gigabytes."""
 
 
 class Context(QuotaChecks):
@@ -44,6 +50,7 @@ class Context(QuotaChecks):
         self.store, self.storage, self.catalogue, self.runtime = store, storage, catalogue, runtime
         self.reports, self.admission, self.settings = reports, admission, settings
         self.wake = wake
+        self.assemblies = Turns(ASSEMBLIES)
 
     @asynccontextmanager
     async def reading(self) -> AsyncGenerator[Transaction]:
@@ -70,6 +77,27 @@ class Context(QuotaChecks):
         async with available():
             url = await asyncio.to_thread(self.storage.presigned_url, key, expires=DOWNLOAD_LIFE, filename=filename)
         return Content(filename, size, sha256, read, url)
+
+    @asynccontextmanager
+    async def keeping(self, key: str, put: Callable[[], objects.Kept]) -> AsyncGenerator[objects.Kept]:
+        """What `put` stores under `key`, off the event loop; the block writes the row that keeps it, see `kept`.
+
+        When the block refuses, the bytes are removed at once; when nobody knows how it ended, the sweep finds out.
+        """
+        async with self.store.begin() as tx:
+            await tx.plan_removal(key, ARRIVAL)
+        stored = await asyncio.to_thread(put)
+        try:
+            yield stored
+        except TunesmithError:
+            with suppress(StorageError):
+                await asyncio.to_thread(self.storage.delete, key)
+            raise
+
+    async def kept(self, tx: Transaction, key: str) -> None:
+        """The transaction writes the row that keeps the bytes under `key`. Raises UNAVAILABLE when they took too long to come."""
+        if not await tx.keep(key):
+            raise TunesmithError(ErrorCode.UNAVAILABLE, "Storing the bytes took too long; send them again.")
 
 
 @asynccontextmanager

@@ -133,7 +133,8 @@ async def _check_files(tx: Transaction, caller: Caller, spec: JobSpec) -> None:
     for param, file_id in (("training_file", spec.training_file), ("validation_file", spec.validation_file)):
         if file_id is None:
             continue
-        file = await tx.file(caller.project_id, file_id)
+        # Locked: a file that is deleted meanwhile is either refused here, or was there when the job was accepted.
+        file = await tx.file(caller.project_id, file_id, lock=True)
         if file is None:
             raise invalid(f"No such file: '{file_id}'", param, f"invalid_{param}")
         if file.purpose != "fine-tune":

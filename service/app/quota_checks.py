@@ -13,13 +13,14 @@ from service.errors import invalid
 from service.jobs import JobSpec
 from service.quotas import WAITING, Quotas, exceeded, month
 from service.records import Caller, Project
-from service.store import Transaction
+from service.store import Store, Transaction
 
 
 class QuotaChecks:
     """Mixed into `Context`."""
 
     admission: Admission
+    store: Store
 
     async def locked_project(self, tx: Transaction, caller: Caller) -> Project:
         """The caller's project; until the transaction ends nobody else adds to it, or archives it."""
@@ -45,6 +46,13 @@ class QuotaChecks:
         if limit is not None and (used := await tx.gpu_hours(project.id)) >= limit:
             left = timedelta(seconds=month(tx.time)[1] - tx.time)
             raise exceeded("gpu_hours", f"{used:.2f} of {limit:g} GPU-hours of this month. It begins anew with the next one (UTC).", left)
+
+    async def room_for(self, caller: Caller, more: int) -> None:
+        """As `check_stored_bytes`, before the object store is given what would be refused; what counts is said with the row."""
+        async with self.store.read() as tx:
+            project = await tx.project(caller.organization_id, caller.project_id)
+            if project is not None:
+                await self.check_stored_bytes(tx, project, more)
 
     async def check_stored_bytes(self, tx: Transaction, project: Project, more: int) -> None:
         """Raises QUOTA_EXCEEDED when the project has no room for `more` bytes."""

@@ -39,6 +39,8 @@ class Target:
     """What a person must add to a command to reach the same service; empty or with a leading space."""
     start: str
     """What to do when it does not answer."""
+    data_dir: Path
+    """Where a command may leave a note for the next one."""
 
     @property
     def is_here(self) -> bool:
@@ -143,7 +145,7 @@ def find(base_url: str | None, data_dir: Path | None) -> Target:
     key = _given_key(settings) or _key_of_same_service(url, data_dir or settings.data_dir)
     if key is None:
         raise Ended(ExitCode.DENIED, f"there is no API key for {url}", "Put it into a file and set TUNESMITH_API_KEY_FILE to its path.")
-    return Target(url, *key, flags, f"Check that the service runs, and the address. {_CHECK_URL}")
+    return Target(url, *key, flags, f"Check that the service runs, and the address. {_CHECK_URL}", data_dir or settings.data_dir)
 
 
 def _of_data_dir(data_dir: Path, flags: str, settings: ClientSettings | None) -> Target:
@@ -154,7 +156,8 @@ def _of_data_dir(data_dir: Path, flags: str, settings: ClientSettings | None) ->
     if state is None:
         raise Ended(ExitCode.AWAY, f"no stack has been started on {data_dir}", f"Start one with `{up}`, or name a service with --base-url.")
     key = (_given_key(settings) if settings else None) or _read_key(Path(state.api_key_file))
-    return Target(_normal(state.base_url), *key, flags, f"Start it with `{up}`; `tunesmith status{flags}` tells what runs.")
+    start = f"Start it with `{up}`; `tunesmith status{flags}` tells what runs."
+    return Target(_normal(state.base_url), *key, flags, start, data_dir)
 
 
 def _key_of_same_service(url: str, data_dir: Path) -> tuple[str, str] | None:

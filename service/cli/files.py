@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from service.cli import check as checking
+from service.cli import chunked as in_parts
 from service.cli.connection import Service, connected
 from service.cli.options import BaseUrl, DataDir, Limit, Output
 from service.cli.output import Column, Ended, ExitCode, Format, Row, epilog, plain, say, show_one, show_rows, size
 from service.cli.screen import bar
-from service.cli.times import when
+from service.cli.times import seconds_of, when
 
 app = typer.Typer(help="Training and validation files.", no_args_is_help=True)
 FileId = Annotated[str, typer.Argument(metavar="FILE_ID", help="Id of the file, file-…")]
@@ -26,20 +28,42 @@ COLUMNS: list[Column] = [
     ("PURPOSE", lambda file: file["purpose"]),
     ("CREATED", lambda file: when(file["created_at"])),
 ]
+EXPIRES: Column = ("EXPIRES", lambda file: when(file.get("expires_at")))
+"""Shown of a single file; few have it."""
 
 
-@app.command(epilog=epilog("tunesmith files upload train.jsonl", "tunesmith files upload train.jsonl -o json | jq -r '.[0].id'"))
+@app.command(
+    epilog=epilog(
+        "tunesmith files upload train.jsonl",
+        "tunesmith files upload train.jsonl --expires-after 7d",
+        "tunesmith files upload train.jsonl -o json | jq -r '.[0].id'",
+    )
+)
 def upload(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="JSON Lines files.")],
+    expires_after: Annotated[str | None, typer.Option(metavar="SPAN", help="The files go by themselves after 1h to 30d.")] = None,
+    chunked: Annotated[bool, typer.Option("--chunked", help="In parts, as files of more than 64 MB always are.")] = False,
     output: Output = Format.TABLE,
     base_url: BaseUrl = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Upload files for training or validation."""
+    """Upload files for training or validation.
+
+    Large files go in parts. When such an upload is interrupted, the same command goes on with it, for an hour.
+    """
     for path in paths:
         readable(path)
+    after = None if expires_after is None else _life(expires_after)
     with connected(base_url, data_dir) as service:
-        show_rows([upload_file(service, path) for path in paths], COLUMNS, output)
+        rows = [upload_file(service, path, chunked=chunked, expires_after=after) for path in paths]
+        show_rows(rows, [*COLUMNS, EXPIRES] if after else COLUMNS, output)
+
+
+def _life(text: str) -> timedelta:
+    after = timedelta(seconds=seconds_of(text))
+    if not timedelta(hours=1) <= after <= timedelta(days=30):
+        raise Ended(ExitCode.USAGE, f"a file can't expire after {plain(text)}", "--expires-after is from 1h to 30d.")
+    return after
 
 
 app.command("check", epilog=checking.EPILOG)(checking.check)
@@ -64,7 +88,7 @@ def list_files(
 def get(file_id: FileId, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
     """Show one file's facts."""
     with connected(base_url, data_dir) as service:
-        show_one(service.client.files.retrieve(file_id).to_dict(), COLUMNS, output)
+        show_one(service.client.files.retrieve(file_id).to_dict(), [*COLUMNS, EXPIRES], output)
 
 
 @app.command(epilog=epilog("tunesmith files content file-abc123 > metrics.csv"))
@@ -102,13 +126,18 @@ def readable(path: Path) -> int:
     return count
 
 
-def upload_file(service: Service, path: Path) -> Row:
+def upload_file(service: Service, path: Path, *, chunked: bool = False, expires_after: timedelta | None = None) -> Row:
     """Upload one file, with a bar; it is read piece by piece, so its size does not matter."""
     count = readable(path)
+    whole = in_parts.upload if chunked or count > in_parts.LARGE else _upload_whole
+    uploaded = whole(service, path, count, expires_after)
+    say(f"uploaded {plain(path)} ({size(count)}) as {uploaded['id']}")
+    return uploaded
+
+
+def _upload_whole(service: Service, path: Path, count: int, expires_after: timedelta | None) -> Row:
     with bar(f"uploading {plain(path.name)}", count) as shown, _Read(path, lambda done: shown.at(done, count)) as file:
-        uploaded = service.client.files.create(file=(path.name, file), purpose="fine-tune")
-    say(f"uploaded {plain(path)} ({size(count)}) as {uploaded.id}")
-    return uploaded.to_dict()
+        return service.client.files.create(file=(path.name, file), purpose="fine-tune", **in_parts.expiry(expires_after)).to_dict()
 
 
 class _Read(io.FileIO):

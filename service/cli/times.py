@@ -1,4 +1,4 @@
-"""Times for a person: seconds since 1970 as local time, and as an age."""
+"""Times for a person: seconds since 1970 as local time, and as an age; spans of time as a person types them."""
 
 from __future__ import annotations
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from service import spool
 from service.app import App
 from service.metrics import HttpMetrics, Metrics
 from service.rest import api_keys, artifacts, audit_logs, documents, errors, files, health, jobs, models, projects, uploads, webhooks
 from service.rest.limits import SERVER_OPTIONS, Limits
+from service.rest.multipart import FRAMING_BYTES
 from service.rest.rates import RateHeaders
 from service.rest.requests import Requests
 from service.settings import Settings
@@ -37,14 +39,15 @@ def create_rest(app: App, metrics: Metrics, settings: Settings) -> FastAPI:
             Middleware(
                 Limits,
                 max_body_bytes=settings.max_body_bytes,
-                max_upload_bytes=settings.max_upload_bytes + uploads.FRAMING_BYTES,
+                max_upload_bytes=settings.max_upload_bytes + FRAMING_BYTES,
+                max_part_bytes=settings.max_part_bytes + FRAMING_BYTES,
             ),
         ],
     )
     api.state.app, api.state.metrics, api.state.settings = app, metrics, settings
     errors.install(api)
-    for resource in (files, artifacts, jobs, models, projects, api_keys, audit_logs, webhooks, health):
+    for resource in (files, artifacts, jobs, models, projects, api_keys, audit_logs, webhooks, uploads, health):
         api.include_router(resource.router)
     api.openapi = lambda: documents.document(api)
-    uploads.sweep(settings.spool_dir)
+    spool.sweep(settings.spool_dir)
     return api

@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from service.app.context import available
 from service.records import Content
 from service.rest.errors import status_response
 
@@ -47,7 +48,8 @@ async def content_response(request: Request, content: Content) -> Response:
     if request.method == "HEAD" or start == end:
         return Response(status_code=status, headers=headers)
     pieces = content.read(start, end)
-    first = await run_in_threadpool(next, pieces, b"")
+    async with available():  # it may have been deleted, or the store gone, since its facts were read
+        first = await run_in_threadpool(next, pieces, b"")
     return StreamingResponse(_stream(first, pieces), status_code=status, headers=headers)
 
 

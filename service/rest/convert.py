@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from service.errors import invalid
 from service.jobs import Event, Job, JobSpec, JobStatus, MethodSpec
-from service.records import Artifact, Checkpoint, File, Model, Page
+from service.records import Artifact, Checkpoint, File, Model, Page, Upload, UploadPart
 from service.rest import wire
 from trainers.spec import Hyperparameters
 
@@ -162,7 +162,34 @@ def file_object(file: File) -> wire.FileObject:
         filename=file.filename,
         purpose=file.purpose,
         status=file.status,
+        expires_at=_seconds(file.expires_at),
     )
+
+
+def upload_object(upload: Upload) -> wire.UploadObject:
+    """An upload's facts, with the file that it has become."""
+    return wire.UploadObject(
+        id=upload.id,
+        bytes=upload.bytes,
+        created_at=int(upload.created_at),
+        expires_at=int(upload.expires_at),
+        filename=upload.filename,
+        purpose=upload.purpose,
+        status=upload.status,
+        file=file_object(upload.file) if upload.file else None,
+        tunesmith=wire.TunesmithUpload(mime_type=upload.mime_type, part_count=upload.part_count, received_bytes=upload.received_bytes),
+    )
+
+
+def upload_part_object(part: UploadPart) -> wire.UploadPartObject:
+    """A part's facts."""
+    ours = wire.TunesmithPart(bytes=part.bytes, sha256=part.sha256)
+    return wire.UploadPartObject(id=part.id, created_at=int(part.created_at), upload_id=part.upload_id, tunesmith=ours)
+
+
+def upload_part_list(parts: Sequence[UploadPart]) -> wire.UploadPartList:
+    """All parts of an upload: there is no further page."""
+    return wire.UploadPartList(data=[upload_part_object(part) for part in parts], has_more=False, **_ends(parts))
 
 
 def model_object(model: Model) -> wire.ModelObject:
@@ -196,7 +223,7 @@ def checkpoint_list(page: Page[Checkpoint]) -> wire.CheckpointList:
     return wire.CheckpointList(data=[checkpoint_object(item) for item in page.items], has_more=page.has_more, **_ends(page.items))
 
 
-def _ends(items: Sequence[File | Checkpoint]) -> dict[Literal["first_id", "last_id"], str | None]:
+def _ends(items: Sequence[File | Checkpoint | UploadPart]) -> dict[Literal["first_id", "last_id"], str | None]:
     return {"first_id": items[0].id if items else None, "last_id": items[-1].id if items else None}
 
 

@@ -89,6 +89,13 @@ def get_file_id(file_id: Annotated[str, Path(description="Id of a file: file-…
     return file_id
 
 
+def get_upload_id(upload_id: Annotated[str, Path(description="Id of an upload: upload_…")]) -> str:
+    """An upload id of the right form."""
+    if not _ID.fullmatch(upload_id):
+        raise not_found("upload", _short(upload_id), "upload_id")
+    return upload_id
+
+
 def get_job_id(fine_tuning_job_id: Annotated[str, Path(description="Id of a job: ftjob-…")]) -> str:
     """A job id of the right form."""
     if not _ID.fullmatch(fine_tuning_job_id):
@@ -166,6 +173,7 @@ def _short(name: str) -> str:
 
 
 FileId = Annotated[str, Depends(get_file_id)]
+UploadId = Annotated[str, Depends(get_upload_id)]
 JobId = Annotated[str, Depends(get_job_id)]
 ModelId = Annotated[str, Depends(get_model_id)]
 ArtifactName = Annotated[str, Depends(get_artifact_name)]

@@ -16,6 +16,18 @@ from service.rest import wire
 BODIES: tuple[type[BaseModel], ...] = tuple(shape for name, shape in vars(wire).items() if name.endswith("Request"))
 """Bodies: the routes read them by themselves, so that FastAPI does not know them."""
 REF = "#/components/schemas/{model}"
+
+
+def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """What a route says of its JSON body; `model` is one of BODIES."""
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": {"$ref": REF.format(model=model.__name__)}}}}}
+
+
+def _multipart_body(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+    schema = {"type": "object", "required": required, "properties": properties}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
 DESCRIPTION = """
 Fine-tune large language models on your own machines. The fine-tuning, files and models calls speak
 OpenAI's wire format: the official `openai` client works with this server's `base_url`. What OpenAI has
@@ -33,10 +45,7 @@ BYTES: dict[int | str, dict[str, Any]] = {
     307: {"description": "The object store serves the bytes, at `location`."},
 }
 CREATE_JOB_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": REF.format(model="CreateFineTuningJobRequest")}}},
-    },
+    **json_body(wire.CreateFineTuningJobRequest),
     "parameters": [
         {
             "name": "Idempotency-Key",
@@ -48,27 +57,24 @@ CREATE_JOB_BODY: dict[str, Any] = {
     ],
 }
 UPLOAD_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "JSON lines, one example a line."},
-                        "purpose": {"type": "string", "enum": ["fine-tune"]},
-                    },
-                }
-            }
+    "requestBody": _multipart_body(
+        ["file", "purpose"],
+        {
+            "file": {"type": "string", "format": "binary", "description": "JSON lines, one example a line."},
+            "purpose": {"type": "string", "enum": ["fine-tune"]},
+            "expires_after[anchor]": {"type": "string", "enum": ["created_at"], "description": "Goes with the seconds."},
+            "expires_after[seconds]": {
+                "type": "integer",
+                "minimum": 3600,
+                "maximum": 2_592_000,
+                "description": "After which the file goes by itself; never unless given.",
+            },
         },
-    }
+    )
 }
-
-
-def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """What a route says of its JSON body; `model` is one of BODIES."""
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": {"$ref": REF.format(model=model.__name__)}}}}}
+PART_BODY: dict[str, Any] = {
+    "requestBody": _multipart_body(["data"], {"data": {"type": "string", "format": "binary", "description": "Bytes of the file."}})
+}
 
 
 METADATA_PARAMETER: dict[str, Any] = {

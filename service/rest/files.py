@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,29 +14,31 @@ from service.rest import convert, wire
 from service.rest.content import content_response
 from service.rest.dependencies import After, AppDep, CallerDep, FileId, SettingsDep
 from service.rest.documents import BYTES, UPLOAD_BODY
-from service.rest.uploads import Upload, received
+from service.rest.multipart import FILE, received
 
-PURPOSES = ("fine-tune",)
+ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 
 @router.post("", response_model=wire.FileObject, openapi_extra=UPLOAD_BODY)
 async def create_file(request: Request, app: AppDep, caller: CallerDep, settings: SettingsDep) -> wire.FileObject:
     """Upload a file of JSON lines."""
-    async with received(request, settings.spool_dir, settings.max_upload_bytes) as upload:
-        _check(upload)
-        file = await app.create_file(caller, path=upload.path, filename=upload.filename, purpose=upload.fields["purpose"])
+    async with received(request, FILE, settings.spool_dir, settings.max_upload_bytes) as upload:
+        after, purpose = _expires_after(upload.fields), upload.fields["purpose"]
+        file = await app.create_file(caller, path=upload.path, filename=upload.filename, purpose=purpose, expires_after=after)
     return convert.file_object(file)
 
 
-def _check(upload: Upload) -> None:
-    purpose = upload.fields.get("purpose")
-    if purpose is None:
-        raise invalid("The upload has no part named 'purpose'.", "purpose")
-    if purpose not in PURPOSES:
-        raise invalid(f"Files of this purpose are of no use here; 'purpose' must be {' or '.join(PURPOSES)}.", "purpose")
-    if any(field.startswith("expires_after") for field in upload.fields):
-        raise invalid("Files do not expire here; leave 'expires_after' out and delete the file when done with it.", "expires_after")
+def _expires_after(fields: dict[str, str]) -> timedelta | None:
+    """What the two fields say, of which neither stands alone."""
+    anchor, seconds = fields.get(ANCHOR), fields.get(SECONDS)
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise invalid(f"'{ANCHOR}' must be created_at.", ANCHOR)
+    if seconds is None or not re.fullmatch("[0-9]{1,9}", seconds):
+        raise invalid(f"'{SECONDS}' must be a whole number of seconds.", SECONDS)
+    return timedelta(seconds=int(seconds))
 
 
 @router.get("", response_model=wire.FileList)
@@ -42,7 +46,7 @@ async def list_files(
     app: AppDep,
     caller: CallerDep,
     after: After = None,
-    purpose: Annotated[str | None, Query(pattern="^[a-z_-]{1,32}$", description="Only files of this purpose.")] = None,
+    purpose: Annotated[wire.KnownPurpose | None, Query(description="Only files of this purpose.")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000, description="Files of one page.")] = 10_000,
     order: Annotated[Literal["asc", "desc"], Query(description="By age; desc has the newest first.")] = "desc",
 ) -> wire.FileList:

@@ -1,11 +1,12 @@
 """Limits that hold before anything is parsed: bytes of a body, declared or chunked, and of the headers.
 
-A plain ASGI middleware inside `Requests`, outside FastAPI. It knows one path, that of uploads, whose
-limit is another.
+A plain ASGI middleware inside `Requests`, outside FastAPI. It knows two paths, those of files and of their parts, whose
+limits are others.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,7 +16,7 @@ from service.rest.errors import error_response, status_response
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
-UPLOAD_PATH = "/v1/files"
+FILE_PATH, PART_PATH = "/v1/files", re.compile(r"/v1/uploads/[^/]+/parts")
 
 SERVER_OPTIONS: dict[str, Any] = {
     # Room above MAX_HEADER_BYTES, so that it is Limits that answers, in OpenAI's shape.
@@ -31,9 +32,9 @@ SERVER_OPTIONS: dict[str, Any] = {
 class Limits:
     """Refuses with 413 what is longer than its limit, and with 431 a header bomb."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_upload_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_upload_bytes: int, max_part_bytes: int) -> None:
         self._app = app
-        self._max_body, self._max_upload = max_body_bytes, max_upload_bytes
+        self._max_body, self._max_upload, self._max_part = max_body_bytes, max_upload_bytes, max_part_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,12 +45,17 @@ class Limits:
             message = f"The request has more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes of them."
             await status_response(431, message)(scope, receive, send)
             return
-        limit = self._max_upload if scope["path"] == UPLOAD_PATH else self._max_body
+        limit = self._limit(scope["path"])
         declared = dict(headers).get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > limit:
             await error_response(_too_large(limit))(scope, receive, send)
             return
         await self._app(scope, _counted(receive, limit), send)
+
+    def _limit(self, path: str) -> int:
+        if path == FILE_PATH:
+            return self._max_upload
+        return self._max_part if PART_PATH.fullmatch(path) else self._max_body
 
 
 def _counted(receive: Receive, limit: int) -> Receive:

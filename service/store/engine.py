@@ -23,11 +23,11 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from service.store.audit import AuditStatements
-from service.store.files import FileStatements
 from service.store.jobs import JobStatements, Stale
 from service.store.keys import KeyStatements
 from service.store.projects import ProjectStatements
 from service.store.runs import RunStatements
+from service.store.uploads import UploadStatements
 from service.store.usage import UsageStatements
 from service.store.webhooks import WebhookStatements
 
@@ -59,7 +59,7 @@ def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 
 
 class Transaction(
-    JobStatements, RunStatements, FileStatements, KeyStatements, ProjectStatements, UsageStatements, AuditStatements, WebhookStatements
+    JobStatements, RunStatements, UploadStatements, KeyStatements, ProjectStatements, UsageStatements, AuditStatements, WebhookStatements
 ):
     """The statements of one open transaction."""
 

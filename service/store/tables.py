@@ -65,7 +65,9 @@ files = sa.Table(
     sa.Column("status", sa.String(32), nullable=False),
     sa.Column("created_at", sa.Float(53), nullable=False),
     sa.Column("deleted_at", sa.Float(53)),
+    sa.Column("expires_at", sa.Float(53)),
     sa.Index(None, "project_id", "n"),
+    sa.Index(None, "expires_at"),
 )
 
 jobs = sa.Table(
@@ -169,6 +171,48 @@ tuned_models = sa.Table(
     sa.Index(None, "project_id", "id"),
 )
 
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    _n(),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("filename", sa.String(512), nullable=False),
+    sa.Column("purpose", sa.String(64), nullable=False),
+    sa.Column("mime_type", sa.String(255), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("file_expires_after", sa.Float(53)),
+    sa.Column("status", sa.String(32), nullable=False),
+    sa.Column("part_count", sa.Integer, nullable=False),
+    sa.Column("received_bytes", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("expires_at", sa.Float(53), nullable=False),
+    sa.Column("parts_sha256", sa.String(64)),
+    sa.Column("file_id", sa.String(64)),
+    sa.Index(None, "status", "expires_at"),
+)
+
+upload_parts = sa.Table(
+    "upload_parts",
+    metadata,
+    _n(),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("upload_id", sa.String(64), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("key", sa.String(512), nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Index(None, "upload_id", "n"),
+)
+
+# Keys of the object store whose bytes go at `due_at`; 0 once a sweep has begun with them.
+removals = sa.Table(
+    "removals",
+    metadata,
+    sa.Column("key", sa.String(512), primary_key=True),
+    sa.Column("due_at", sa.Float(53), nullable=False),
+    sa.Index(None, "due_at"),
+)
 organizations = sa.Table(
     "organizations",
     metadata,

@@ -48,7 +48,13 @@ class UsageStatements:
         return float((await self.connection.execute(query)).scalar_one() or 0.0) / 3600
 
     async def stored_bytes(self, project_id: str) -> int:
-        """Bytes of the project's files."""
-        c = t.files.c
-        query = sa.select(sa.func.sum(c.bytes)).where(c.project_id == project_id, c.deleted_at.is_(None))
-        return int((await self.connection.execute(query)).scalar_one() or 0)
+        """Bytes of the project's files, and of the parts of uploads that are under way."""
+        file, upload, part = t.files.c, t.uploads.c, t.upload_parts.c
+        expired = sa.and_(file.expires_at.is_not(None), file.expires_at <= self.time)
+        files = sa.select(sa.func.sum(file.bytes)).where(file.project_id == project_id, file.deleted_at.is_(None), sa.not_(expired))
+        parts = (
+            sa.select(sa.func.sum(part.bytes))
+            .select_from(t.upload_parts.join(t.uploads, upload.id == part.upload_id))
+            .where(upload.project_id == project_id, upload.status == "pending")
+        )
+        return sum([int((await self.connection.execute(query)).scalar_one() or 0) for query in (files, parts)])

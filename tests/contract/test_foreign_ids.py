@@ -20,6 +20,7 @@ BODIES: dict[str, Any] = {
     "/v1/organization/projects/{project_id}/api_keys/{api_key_id}": {"name": "ci"},
     "/v1/organization/projects/{project_id}/api_keys/{api_key_id}/rotate": {},
     "/v1/webhooks/{webhook_id}/rotate": {},
+    "/v1/uploads/{upload_id}/complete": {"part_ids": []},
 }
 """Bodies that the routes with a path parameter want, by route; valid, so that only the id can be refused."""
 
@@ -65,7 +66,9 @@ def _others(gateway: Gateway) -> dict[str, str]:
 
         project = made("/v1/organization/projects", {"name": "search"})
         key = made(f"/v1/organization/projects/{project}/api_keys", {"name": "ci"})
-        return {"project_id": project, "api_key_id": key, "webhook_id": made("/v1/webhooks", {"url": "https://127.0.0.1/hook"})}
+        upload = made("/v1/uploads", {"filename": "rows.jsonl", "purpose": "fine-tune", "bytes": 3, "mime_type": "text/plain"})
+        webhook = made("/v1/webhooks", {"url": "https://127.0.0.1/hook"})
+        return {"project_id": project, "api_key_id": key, "webhook_id": webhook, "upload_id": upload}
 
 
 def _other(value: str) -> str:

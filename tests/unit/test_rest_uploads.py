@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.rest import uploads
-from service.rest.uploads import clean_filename, sweep
+from service import spool
+from service.filenames import clean_filename
+from service.rest import multipart as parser
+from service.spool import sweep
 from tests.rest_server import Served, served
 
 LIMIT = 1 << 20
@@ -66,6 +68,11 @@ def test_bytes_arrive_as_they_were(server: Served) -> None:
     assert multipart(server, PURPOSE + FILE + END).status_code == 200
 
 
+def test_expiry_is_counted_from_the_creation(server: Served) -> None:
+    file = upload(server, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}).json()
+    assert file["expires_at"] == file["created_at"] + 3600
+
+
 def test_one_byte_above_the_limit(server: Served) -> None:
     assert refused(upload(server, b"x" * (LIMIT + 1)), 413)["code"] == "too_large"
     assert refused(upload(server, b"x" * (LIMIT * 20)), 413)["code"] == "too_large"
@@ -104,7 +111,15 @@ BROKEN = {
     + PURPOSE + END,
     "header bomb": b"--XX\r\n" + b"".join(b"A%d: b\r\n" % n for n in range(2000)) + b"\r\nx\r\n" + END,
     "long header": b"--XX\r\nContent-Disposition: form-data; name=" + b"a" * 60_000 + b"\r\n\r\nx\r\n" + END,
-    "expires": FILE + PURPOSE + part("expires_after[anchor]", b"created_at") + part("expires_after[seconds]", b"3600") + END,
+    "expiry without an anchor": FILE + PURPOSE + part("expires_after[seconds]", b"3600") + END,
+    "expiry without seconds": FILE + PURPOSE + part("expires_after[anchor]", b"created_at") + END,
+    **{
+        f"expires after {value!r} seconds": FILE + PURPOSE + part("expires_after[anchor]", b"created_at")
+        + part("expires_after[seconds]", value) + END
+        for value in (b"3599", b"2592001", b"-3600", b"3600.0", b"", b"\xd9\xa3600", b"9" * 1000)
+    },
+    "expiry from another anchor": FILE + PURPOSE + part("expires_after[anchor]", b"last_active_at")
+    + part("expires_after[seconds]", b"3600") + END,
 }  # fmt: skip
 
 
@@ -156,7 +171,7 @@ def test_full_disk(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(uploads, "_write", full)
+        patch.setattr(parser, "_write", full)
         response = upload(server)
     assert refused(response, 507)["code"] == "storage_full"
     assert response.headers["x-should-retry"] == "false"
@@ -165,9 +180,8 @@ def test_full_disk(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_full_disk_for_real(tmp_path: Path) -> None:
     """/dev/full refuses every byte: the buffered last bytes must not hide the error or pass as written."""
-    spool = tmp_path / "spool"
     with served(tmp_path) as running:
-        real = uploads.tempfile.mkstemp
+        real = spool.tempfile.mkstemp
 
         def on_full(prefix: str, dir: Path) -> tuple[int, str]:
             descriptor, name = real(prefix=prefix, dir=dir)
@@ -175,10 +189,10 @@ def test_full_disk_for_real(tmp_path: Path) -> None:
             return os.open("/dev/full", os.O_WRONLY), name
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(uploads.tempfile, "mkstemp", on_full)
+            patch.setattr(spool.tempfile, "mkstemp", on_full)
             refused(upload(running, b"x" * 100), 507)
             refused(upload(running, b"x" * 5_000_000), 507)
-        assert not list(spool.glob("*"))
+        assert not list(running.settings.spool_dir.glob("*"))
 
 
 def test_a_client_that_goes_away_leaves_nothing(server: Served) -> None:

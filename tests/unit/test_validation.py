@@ -198,7 +198,7 @@ async def test_rows_that_were_cut_are_told(world: World) -> None:
 async def test_a_deleted_file_fails_the_job(world: World, remote: World) -> None:
     job, _ = await world.check()
     assert job.error is not None
-    assert job.error.message == "The file 'file-1' was deleted before it could be read."
+    assert job.error.message == "The file 'file-1' was deleted, or has expired, before it could be read."
     for each in (world, remote):
         await each.upload(GOOD, "file-1") if each is remote else None
         each.storage.delete("files/p/file-1")

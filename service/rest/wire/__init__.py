@@ -8,6 +8,7 @@ from service.rest.wire.artifacts import ArtifactObject as ArtifactObject
 from service.rest.wire.files import FileDeleted as FileDeleted
 from service.rest.wire.files import FileList as FileList
 from service.rest.wire.files import FileObject as FileObject
+from service.rest.wire.files import KnownPurpose as KnownPurpose
 from service.rest.wire.files import Purpose as Purpose
 from service.rest.wire.jobs import CheckpointList as CheckpointList
 from service.rest.wire.jobs import CheckpointMetrics as CheckpointMetrics
@@ -57,6 +58,13 @@ from service.rest.wire.shared import CursorList as CursorList
 from service.rest.wire.shared import ErrorObject as ErrorObject
 from service.rest.wire.shared import ErrorResponse as ErrorResponse
 from service.rest.wire.shared import List as List
+from service.rest.wire.uploads import CompleteUploadRequest as CompleteUploadRequest
+from service.rest.wire.uploads import CreateUploadRequest as CreateUploadRequest
+from service.rest.wire.uploads import TunesmithPart as TunesmithPart
+from service.rest.wire.uploads import TunesmithUpload as TunesmithUpload
+from service.rest.wire.uploads import UploadObject as UploadObject
+from service.rest.wire.uploads import UploadPartList as UploadPartList
+from service.rest.wire.uploads import UploadPartObject as UploadPartObject
 from service.rest.wire.webhooks import CreateWebhookRequest as CreateWebhookRequest
 from service.rest.wire.webhooks import DeliveryList as DeliveryList
 from service.rest.wire.webhooks import DeliveryObject as DeliveryObject

@@ -9,6 +9,10 @@ from pydantic import Field
 from service.rest.wire.shared import Answer, CursorList
 
 Purpose = Literal["fine-tune"]
+KnownPurpose = Literal[
+    "assistants", "assistants_output", "batch", "batch_output", "evals", "fine-tune", "fine-tune-results", "user_data", "vision"
+]
+"""Those that OpenAI knows: a list may ask for any of them."""
 
 
 class FileObject(Answer):
@@ -21,7 +25,7 @@ class FileObject(Answer):
     filename: str = Field(description="The name it was sent under, without directories; it names nothing here.")
     purpose: str = Field(description="fine-tune, or fine-tune-results for a job's result file.")
     status: Literal["uploaded", "processed", "error"]
-    expires_at: int | None = Field(default=None, description="Always null: files stay until they are deleted.")
+    expires_at: int | None = Field(default=None, description="From then on it is as if it had been deleted; null for never.")
     status_details: str | None = None
 
 
