@@ -33,6 +33,7 @@ class CheckRequest(Frozen):
     out_dir: str | None = Field(default=None, description="Where the tokenised dataset is written when the file has no faults.")
     limit: int = Field(default=50, ge=1, le=10_000, description="Faults that are listed; all are counted.")
     param: Param = Field(default="training_file", description="What messages call the file.")
+    preview: int = Field(default=0, ge=0, le=5, description="Rows that the report shows as the model will see them.")
     today: date = Field(default_factory=date.today, description="What a chat template that asks for the date is told.")
 
     @field_validator("method")
@@ -49,6 +50,25 @@ class LineFault(Frozen):
     rule: str = Field(description="Stable name of the rule.")
     message: str = Field(description="What is wrong.")
     hint: str = Field(default="", description="What to do about it.")
+
+
+class TextPart(Frozen):
+    """A stretch of a row's text."""
+
+    text: str = Field(description="As the chat template renders it, control tokens included.")
+    trained: bool = Field(description="Whether its tokens carry loss.")
+
+
+class PreviewRow(Frozen):
+    """A row as the model will see it in training."""
+
+    line: int = Field(description="Line of the file, counted from 1.")
+    tokens: int = Field(description="Tokens that are trained with, after cutting.")
+    tokens_uncut: int = Field(description="Tokens before cutting.")
+    trained_tokens: int = Field(description="Tokens that carry loss.")
+    truncated: bool = Field(description="Whether its end was cut off at max_length.")
+    parts: tuple[TextPart, ...] = Field(description="The text from its beginning to where it is cut, in parts that carry loss or do not.")
+    shortened: bool = Field(description="Whether the text goes on after the last part: long ones are not shown to their end.")
 
 
 class DataReport(Frozen):
@@ -69,6 +89,7 @@ class DataReport(Frozen):
     fault_count: int = Field(default=0, description="All faults found, also those not listed.")
     faulty_lines: int = Field(default=0, description="Lines with at least one fault.")
     faults_by_rule: dict[str, int] = Field(default={}, description="How often each rule was broken.")
+    preview: tuple[PreviewRow, ...] = Field(default=(), description="The first rows kept, when they were asked for.")
     complete: bool = Field(default=True, description="False when checking stopped early because of too many faulty lines or a limit.")
     failure: Failure | None = Field(
         default=None,

@@ -14,8 +14,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.data_report import CheckRequest, DataReport, LineFault, failed_report, line_fault
+from service.data_report import CheckRequest, DataReport, LineFault, PreviewRow, failed_report, line_fault
 from service.jsonl import LineReader, parse_row
+from service.preview import preview_row
 from trainers.registry import DATASET_FORMAT, DatasetWriter, Encoded, Fault, Row, get, open_tokenizer, shape_of
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class _Pass:
         self.counts: Counter[str] = Counter()
         self.faults = _Faults(request.limit)
         self.longest = self.longest_uncut = 0
+        self.preview: list[PreviewRow] = []
         self.pending: list[tuple[int, Row]] = []
         self.pending_faults: list[tuple[int, Fault]] = []
         self.pending_bytes = 0
@@ -109,6 +111,7 @@ class _Pass:
             fault_count=self.faults.by_rule.total(),
             faulty_lines=self.faults.lines,
             faults_by_rule=dict(self.faults.by_rule),
+            preview=tuple(self.preview),
             complete=complete,
         )
 
@@ -165,7 +168,7 @@ class _Pass:
         """Tokenise the queued rows and record what has come up, in the order of lines."""
         encoded = self.method.encode([row for _, row in self.pending], self.tokenizer)
         for (number, _), result in zip(self.pending, encoded, strict=True):
-            fault = result if isinstance(result, Fault) else self._keep(result)
+            fault = result if isinstance(result, Fault) else self._keep(number, result)
             if fault:
                 self.pending_faults.append((number, fault))
         for number, fault in sorted(self.pending_faults, key=lambda item: item[0]):
@@ -173,7 +176,7 @@ class _Pass:
         self.pending, self.pending_faults, self.pending_bytes = [], [], 0
         self.on_progress(self.counts["examples"], self.reader.bytes_read)
 
-    def _keep(self, row: Encoded) -> Fault | None:
+    def _keep(self, number: int, row: Encoded) -> Fault | None:
         """Cut or drop the row as asked, count it and write it; the fault if it can't be trained on."""
         length, request = len(row), self.request
         self.longest_uncut = max(self.longest_uncut, length)
@@ -187,16 +190,18 @@ class _Pass:
                 self.counts["dropped_rows"] += 1
                 return None
             row = row.cut(request.max_length)
-        self._count(row, cut=length > len(row))
+        self._count(number, row, uncut=length)
         return None
 
-    def _count(self, row: Encoded, *, cut: bool) -> None:
+    def _count(self, number: int, row: Encoded, *, uncut: int) -> None:
         trained = int((row.weights > 0).sum())
         if trained == 0:
             self.counts["rows_without_trained_tokens"] += 1
             return
-        self.counts.update(rows=1, tokens=len(row), trained_tokens=trained, truncated_rows=int(cut))
+        self.counts.update(rows=1, tokens=len(row), trained_tokens=trained, truncated_rows=int(uncut > len(row)))
         self.longest = max(self.longest, len(row))
+        if len(self.preview) < self.request.preview:
+            self.preview.append(preview_row(number, row, uncut, self.tokenizer))
         if self.writer and not self.faults.by_rule:
             self.writer.append(row)
 

@@ -104,11 +104,11 @@ async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asy
     reports = RunReports(store, storage, metrics, wake)
     admission = Admission(store, Quotas.of(settings))
     await stack.enter_async_context(_background(admission.run(), stop))
-    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission, settings)
+    validation = Validation(store, storage, settings)
+    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission, validation.files, settings)
     rpc, rpc_port = await serve_rpc(app, rpc_address)
     stack.push_async_callback(rpc.stop, DRAIN.total_seconds())
     report_address = settings.report_address or f"{settings.host}:{rpc_port}"
-    validation = Validation(store, storage, settings)
 
     def new_driver(owner: str) -> Driver:
         return Driver(owner, store, storage, runtime, validation, settings, metrics, report_address)

@@ -30,6 +30,7 @@ LAUNCH = timedelta(seconds=60)
 KILL_AFTER = timedelta(seconds=5)
 """From the first call of `stop` to SIGKILL; a run that is to leave by itself is told so in the answer to its reports."""
 OPEN_RAY = "answers without a token, so whoever reaches it runs code on it; turn its token mode on, or set TUNESMITH_ALLOW_OPEN_RAY=1"
+GPU_TYPE = "accelerator_type:"
 CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 STATES = {
     "PENDING": RunState.PENDING,
@@ -160,7 +161,14 @@ class RayRuntime:
         working = [node for node in nodes if node.get("CPU", 0) > 0 or node.get("GPU", 0) > 0]
         if not working:
             raise RuntimeUnavailable("no node of the Ray cluster is alive")
-        return Capacity(sum(n.get("CPU", 0) for n in working), sum(n.get("GPU", 0) for n in working), len(working))
+        return Capacity(
+            cpus=sum(n.get("CPU", 0) for n in working),
+            gpus=sum(n.get("GPU", 0) for n in working),
+            nodes=len(working),
+            # What was free when Ray started there: it gives one part of it to objects, the other to whoever asks for "memory".
+            memory_bytes=int(min(n.get("memory", 0) + n.get("object_store_memory", 0) for n in working)) or None,
+            gpu_types=tuple(sorted({key.partition(GPU_TYPE)[2] for n in working for key in n if key.startswith(GPU_TYPE)})),
+        )
 
     async def live_runs(self) -> list[str]:
         """See Runtime."""

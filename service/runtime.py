@@ -36,6 +36,10 @@ class Capacity:
     cpus: float
     gpus: float
     nodes: int
+    memory_bytes: int | None = None
+    """Of the node that has the least; None where it is not told."""
+    gpu_types: tuple[str, ...] = ()
+    """As Ray names them."""
 
 
 class RuntimeUnavailable(Exception):

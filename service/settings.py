@@ -68,6 +68,17 @@ class Settings(BaseSettings):
     )
     validation_memory_bytes: int = Field(default=4 * 2**30, ge=256 * 2**20, description="Address space of the data check's process.")
     validation_timeout: timedelta = Field(default=timedelta(minutes=30), description="Longest data check.")
+    client_checks: int = Field(
+        default=2, ge=1, le=64, description="Files checked at one time for clients (estimates, checks); those of jobs come besides."
+    )
+    price_per_gpu_hour: float | None = Field(default=None, ge=0, description="Price of a GPU for an hour; estimates then tell costs.")
+    price_per_cpu_hour: float | None = Field(default=None, ge=0, description="Price of a processor core for an hour.")
+    currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="Currency of the prices, as ISO 4217 has it.")
+    cpu_gflops: float | None = Field(
+        default=None, gt=0, description="Float32 GFLOP/s of one core, for estimates; measured on the gateway's machine unless set."
+    )
+    gpu_tflops: float | None = Field(default=None, gt=0, description="Bfloat16 TFLOP/s of one GPU, for estimates; by its type unless set.")
+    gpu_memory_bytes: int | None = Field(default=None, ge=2**30, description="Memory of one GPU, for estimates; by its type unless set.")
     metrics_public: bool = Field(default=False, description="Serve /metrics without a key, for a scraper that cannot send one.")
     webhook_allow_private: bool = Field(
         default=False, description="Let webhooks go to loopback and private addresses too; link-local and metadata addresses never."

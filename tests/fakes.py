@@ -11,12 +11,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from service import devices
 from service.app import App
 from service.app.files import check_file
+from service.data_report import DataReport, LineFault
 from service.errors import ErrorCode, TunesmithError, invalid, not_found
+from service.estimate import CountedData, Estimate
+from service.estimating import Known, estimate
 from service.jobs import FINAL, Event, Job, JobSpec, JobStatus, tuned_model_name
 from service.records import Artifact, Caller, Checkpoint, Content, File, Model, Page
-from trainers.spec import BaseModelRef
+from service.runtime import Capacity
+from service.settings import Settings
+from tests.sizes import SMOLLM2
+from trainers.spec import BaseModelRef, DatasetRef
 
 API_KEY = "sk-tunesmith-test"
 OTHER_KEY = "sk-tunesmith-other"
@@ -93,6 +100,19 @@ class FakeApp(App):
         self.jobs[job_id], self.checkpoints[job_id] = job, []
         self.events[job_id] = [Event(f"ftevent-{job_id}-1", job_id, 1, time.time(), "info", f"Created fine-tuning job: {job_id}")]
         return job
+
+    async def estimate_job(self, caller: Caller, spec: JobSpec, counted: CountedData | None = None) -> Estimate:
+        if spec.model not in self.models:
+            raise invalid(f"The model '{spec.model}' is not in the catalogue.", "model", "model_not_found")
+        data = DatasetRef(prefix="", sha256="", rows=400, tokens=22_000, trained_tokens=800, longest=90)
+        data = counted.training.dataset() if counted else data
+        if counted is None and b'"role": "usr"' in self.data[spec.training_file]:
+            fault = LineFault(line=1, path="messages[0].role", rule="bad_role", message='"usr" is not a role')
+            report = DataReport(param="training_file", sha256="", faults=(fault,), fault_count=1, faulty_lines=1)
+            return Estimate(ok=False, training=report, validation=None)
+        capacity, memory = Capacity(cpus=2, gpus=0, nodes=1), 8 * 2**30
+        known = Known(SMOLLM2, capacity, memory, (), (), devices.processor(Settings(cpu_gflops=50)), (None, None))
+        return estimate(spec, data, None, known, Settings(price_per_cpu_hour=36.0))
 
     async def list_jobs(self, caller: Caller, *, after: str | None, limit: int, metadata: dict[str, str]) -> Page[Job]:
         jobs = [j for j in self.jobs.values() if j.project_id == caller.project_id and metadata.items() <= j.spec.metadata.items()]

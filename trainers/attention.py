@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from trainers.packing import Layout
+from trainers.plan import SMALL_ATTENTION
 
-SMALL = 128 * 128
-"""Queries times keys of a row up to which plain products beat the flash kernel and their probabilities may be kept."""
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 Kept = tuple[Tensor, ...]
@@ -128,4 +127,5 @@ class Attention:
 
 
 def _small(q: Tensor, k: Tensor) -> bool:
-    return q.shape[1] * k.shape[1] <= SMALL
+    """Whether plain products beat the flash kernel."""
+    return q.shape[1] * k.shape[1] <= SMALL_ATTENTION

@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 48 << 20
-"""Most bytes of logits at a time on a CPU: beyond it the product gains nothing and memory grows."""
-CHUNK_BYTES_GPU = 512 << 20
+from trainers.plan import HEAD_CHUNK_BYTES
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
@@ -29,8 +27,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | 
 
 
 def _chunk(weight: Tensor) -> int:
-    limit = CHUNK_BYTES if weight.device.type == "cpu" else CHUNK_BYTES_GPU
-    return max(8, limit // (weight.shape[0] * 4))
+    return max(8, HEAD_CHUNK_BYTES[weight.device.type == "cpu"] // (weight.shape[0] * 4))
 
 
 class _TokenLogprobs(Function):

@@ -23,6 +23,7 @@ from trainers.adapters import lora_config
 from trainers.data import Batch
 from trainers.decoder import PackedDecoder, Unlike, fuse_lora, in_place
 from trainers.head import token_logprobs
+from trainers.plan import transforms_logits
 from trainers.spec import AdapterSpec
 
 ADAPTER_NAME = "default"
@@ -153,7 +154,7 @@ class TrainingModel:
         if not self._agrees(expected, *where):
             self._packed = None
             self._takes_hidden = self._agrees(expected, *where)
-        self._takes_hidden &= not _transforms_logits(self._base.config)
+        self._takes_hidden &= not transforms_logits(self._base.config.to_dict())
         self.peft_model.train(was_training)
 
     def _agrees(self, expected: Tensor, batch: Batch, rows: Tensor, sources: Tensor, labels: Tensor) -> bool:
@@ -179,11 +180,6 @@ def _packed_decoder(base: Any) -> PackedDecoder | None:
         return PackedDecoder(base.base_model)
     except Unlike:
         return None
-
-
-def _transforms_logits(config: Any) -> bool:
-    """Whether logits are capped or scaled: where that is gentle, a probe can't see it."""
-    return any(getattr(config, name, None) not in (None, 1, 1.0) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
 
 
 def _probe(vocabulary: int) -> Batch:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,34 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy"
 _CODE = (".py", ".pyc", ".so")
 _NO_CODE = "remote code is never run, so take a model that transformers knows by itself"
 _NOT_LINEAR = re.compile(r"emb|^wte$|^wpe$|^router$|^gate$")
+_EMBEDDING = re.compile(r"^(embed_tokens|wte|embed_in|word_embeddings)$")
 _HEADS = {"lm_head", "embed_out", "output"}
 _EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many numbers a base model holds, and where an adapter can sit."""
+
+    config: Mapping[str, Any]
+    """config.json."""
+    parameters: int
+    head: int
+    """Numbers of the output head, which a tied embedding is too."""
+    looked_up: int
+    """Numbers of an embedding that is only looked up, so multiplied with nothing; 0 when it is the head too."""
+    linear: Mapping[str, tuple[int, ...]]
+    """Shape of the matrix of each linear module, by its path."""
+
+    def adapter(self, targets: str | Iterable[str], r: int) -> int:
+        """Numbers of a LoRA of rank `r` on the modules that `targets` names: A [r, in] and B [out, r] each."""
+        return r * sum(sum(self.linear[name]) for name in self.targeted(targets))
+
+    def targeted(self, targets: str | Iterable[str]) -> list[str]:
+        """Paths of the linear modules named, by their whole path or its last parts; a string ("all-linear") names all."""
+        if isinstance(targets, str):
+            return list(self.linear)
+        return [path for path in self.linear if any(f".{path}".endswith(f".{target}") for target in targets)]
 
 
 class Unusable(ValueError):
@@ -71,6 +98,22 @@ def inspect(directory: Path) -> dict[str, Any]:
         if not tensor.is_finite():
             raise Unusable(f"{tensor.file.name}: {tensor.name} holds infinities or NaN")
     return _facts(config, tensors)
+
+
+def measure(directory: Path) -> Sizes:
+    """How large the stored model in `directory` is, from its headers alone. Raises Unusable."""
+    config = _read_object(directory / CONFIG)
+    try:
+        tensors = _tensors(directory)
+    except Malformed as error:
+        raise Unusable(str(error)) from error
+    facts = _facts(config, tensors)
+    shapes = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in tensors}
+    table = next((tensor.elements for tensor in tensors if _EMBEDDING.search(_module(tensor))), 0)
+    tied = facts["tie_word_embeddings"]
+    head = table if tied else next((tensor.elements for tensor in tensors if _module(tensor) in _HEADS), table)
+    linear = {name: shapes[name] for name in facts["linear_modules"]}
+    return Sizes(config, facts["parameters"], head, 0 if tied else table, linear)
 
 
 def _checked_settings(directory: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from trainers.failure import TrainingFailed
 from trainers.loop import LoopParts, train
 from trainers.manifest import ManifestBroken
 from trainers.model import TrainingModel
+from trainers.model_files import measure
 from trainers.publish import Published, final_metrics, publish
 from trainers.report import Reporter
 from trainers.spec import DatasetRef, RunSpec
@@ -56,7 +57,7 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     state = TrainingState(model, adamw(model.trainable_parameters(), spec.tunesmith.training.weight_decay))
     resumed = _resume(spec, storage, reporter, place, state)
     if state.cursor.micro_batch == 0:
-        state.cursor.micro_batch = _micro_batch(spec, model, place)
+        state.cursor.micro_batch = _micro_batch(spec, base_dir, place)
     engine = TorchEngine(
         model,
         model.trainable_parameters(),
@@ -135,13 +136,13 @@ def _from_rank_0(value: str | None, place: Place) -> str | None:
     return box[0]
 
 
-def _micro_batch(spec: RunSpec, model: TrainingModel, place: Place) -> int:
+def _micro_batch(spec: RunSpec, base_dir: Path, place: Place) -> int:
     on_cpu = place.device.type == "cpu"
     memory = plan.host_memory_bytes() // place.world_size if on_cpu else torch.cuda.mem_get_info(place.device)[1]
-    shape = plan.Shape.of(model.peft_model.config, model.dtype.itemsize)
     rows = -(-spec.resolved.batch_size // place.world_size)
     longest = max(spec.dataset.longest, spec.validation.longest if spec.validation else 0)
-    return plan.micro_batch(shape, longest=longest, rows=rows, memory_bytes=memory, on_cpu=on_cpu)
+    load = plan.Load.of(measure(base_dir), spec.tunesmith.adapter, on_cpu=on_cpu)
+    return load.micro_batch(longest=longest, rows=rows, memory_bytes=memory)
 
 
 def _on_saved(reporter: Reporter) -> checkpoint.OnSaved:

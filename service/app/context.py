@@ -14,6 +14,7 @@ from service.app.quota_checks import QuotaChecks
 from service.app.turns import Turns
 from service.catalogue import Catalogue
 from service.errors import ErrorCode, TunesmithError, invalid, not_found
+from service.file_checks import FileChecks
 from service.jobs import Job
 from service.records import Caller, Content, Scope
 from service.reports import RunReports
@@ -45,11 +46,13 @@ class Context(QuotaChecks):
         reports: RunReports,
         wake: Callable[[], None],
         admission: Admission,
+        checks: FileChecks,
         settings: Settings,
     ) -> None:
         self.store, self.storage, self.catalogue, self.runtime = store, storage, catalogue, runtime
         self.reports, self.admission, self.settings = reports, admission, settings
         self.wake = wake
+        self.checks = checks
         self.assemblies = Turns(ASSEMBLIES)
 
     @asynccontextmanager

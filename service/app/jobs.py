@@ -38,7 +38,7 @@ class JobUses(Context):
                 known = await self._known_submission(tx, caller, idempotency_key, fingerprint, retried)
                 if known is not None:
                     return known
-                await _check_files(tx, caller, spec)
+                await check_files(tx, caller, spec)
                 await self.check_new_job(tx, project, spec)
                 job = _new_job(caller, spec, base_model)
                 if idempotency_key is not None and not await tx.insert_submission(caller.project_id, idempotency_key, fingerprint, job.id):
@@ -127,7 +127,8 @@ class JobUses(Context):
         return ref
 
 
-async def _check_files(tx: Transaction, caller: Caller, spec: JobSpec) -> None:
+async def check_files(tx: Transaction, caller: Caller, spec: JobSpec) -> None:
+    """Raise INVALID_REQUEST unless the method is known and the job's files are the caller's and can be trained on."""
     if spec.method.type not in registry.METHODS:
         raise invalid(f"Unknown method '{spec.method.type}'. Known: {', '.join(sorted(registry.METHODS))}.", "method.type")
     for param, file_id in (("training_file", spec.training_file), ("validation_file", spec.validation_file)):

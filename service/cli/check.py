@@ -7,6 +7,7 @@ decide what a row becomes. `jobs create --check` uses `report_on` too.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -15,14 +16,15 @@ import typer
 
 from service.cli.local import Local
 from service.cli.options import DataDir, Output
-from service.cli.output import Column, Ended, ExitCode, Format, epilog, facts, plain, say, show_data, show_rows
+from service.cli.output import Column, Ended, ExitCode, Format, epilog, facts, plain, say, show_data, show_rows, visible
 from service.cli.screen import bar
 
 if TYPE_CHECKING:
-    from service.data_report import DataReport
+    from service.data_report import DataReport, PreviewRow
 
 EPILOG = epilog(
     "tunesmith files check train.jsonl --model smollm2-135m-instruct",
+    "tunesmith files check train.jsonl --preview 2",
     "tunesmith files check valid.jsonl --validation --max-length 512 -o json",
 )
 FAULTS: list[Column] = [
@@ -43,6 +45,7 @@ def check(
     overlong: Annotated[
         str | None, typer.Option(metavar="truncate|drop|error", help="What happens to longer rows; as in a job unless given.")
     ] = None,
+    preview: Annotated[int, typer.Option(min=0, max=5, metavar="N", help="Show the first N rows as the model will see them.")] = 0,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Faults that are listed; all are counted.")] = 50,
     output: Output = Format.TABLE,
     data_dir: DataDir = None,
@@ -50,11 +53,13 @@ def check(
     """Check a file as the service will, without uploading it.
 
     Prints every fault with its line, field, rule and hint, and counts rows and tokens with the model's
-    own template. Exit code 1 when the file can't be trained on.
+    own template. With --preview it shows rows as text, and what of them is trained on. Exit code 1 when
+    the file can't be trained on.
     """
     training = {"max_length": max_length, "overlong": overlong}
     param = "validation_file" if validation else "training_file"
-    report = report_on(path, Local.of(data_dir), model, method, param, {key: value for key, value in training.items() if value}, limit)
+    given = {key: value for key, value in training.items() if value}
+    report = report_on(path, Local.of(data_dir), model, method, param, given, limit=limit, preview=preview)
     show_report(report, output)
     if not report.ok:
         say(plain(f"{path} can't be trained on: {report.fault_count:,} fault(s) in {report.faulty_lines:,} line(s)"))
@@ -68,14 +73,15 @@ def report_on(
     method: str,
     param: Literal["training_file", "validation_file"],
     training: dict[str, Any],
+    *,
     limit: int = 50,
+    preview: int = 0,
 ) -> DataReport:
     """The report of a local file. `training` holds a job's `tunesmith.training` as far as given. Raises Ended."""
     from pydantic import ValidationError
 
     from service.data_process import run_check
-    from service.data_report import CheckRequest
-    from service.validation import MIN_ROWS
+    from service.data_report import MIN_ROWS, CheckRequest
     from trainers.spec import TrainingSpec
 
     if not path.is_file():
@@ -91,6 +97,7 @@ def report_on(
             min_rows=MIN_ROWS[param],
             limit=limit,
             param=param,
+            preview=preview,
         )
     except ValidationError as error:
         raise Ended(ExitCode.USAGE, _first(error.errors())) from None
@@ -112,17 +119,33 @@ def _first(errors: Sequence[Any]) -> str:
 
 
 def show_report(report: DataReport, output: Format) -> None:
-    """Counts, then faults."""
+    """Counts, rows as the model sees them, then faults."""
     if output is not Format.TABLE:
         show_data(report.model_dump(mode="json"), output)
         return
     for line in facts([(name.replace("_", " "), f"{value:,}") for name, value in counts(report).items()]):
         typer.echo(line)
+    for row in report.preview:
+        _show_row(row)
     if report.faults:
         typer.echo()
         show_rows([fault.model_dump() for fault in report.faults], FAULTS, output)
         if report.fault_count > len(report.faults):
             say(f"… and {report.fault_count - len(report.faults):,} more; --limit shows more of them")
+
+
+def _show_row(row: PreviewRow) -> None:
+    """Text as it is, the trained part in green, and in [[ ]] where there are no colours."""
+    cut = f", cut from {row.tokens_uncut:,}" if row.truncated else ""
+    typer.echo()
+    typer.secho(f"line {row.line}: {row.tokens:,} tokens{cut}, {row.trained_tokens:,} trained on", bold=True)
+    coloured = sys.stdout.isatty()
+    for part in row.parts:
+        text = visible(part.text)
+        if part.trained:
+            text = typer.style(text, fg="green") if coloured else f"[[{text}]]"
+        typer.echo(text, nl=False)
+    typer.echo(" …" if row.shortened else "")
 
 
 def counts(report: DataReport) -> dict[str, int]:

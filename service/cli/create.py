@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Option
 
 from service.cli import jobfile, views
-from service.cli.check import report_on, show_report
+from service.cli import plan as planning
 from service.cli.connection import Service, connected
-from service.cli.files import readable, upload_file
-from service.cli.local import Local
+from service.cli.files import upload_file
 from service.cli.options import BaseUrl, DataDir, Output
-from service.cli.output import Ended, ExitCode, Format, Row, ask, epilog, facts, on_terminal, plain, say, show_one, size
+from service.cli.output import Ended, ExitCode, Format, ask, epilog, on_terminal, say, show_one
 from service.cli.watch import watch_to_end
-
-if TYPE_CHECKING:
-    from service.jobs import JobSpec
 
 EPILOG = epilog(
     "tunesmith jobs create --model smollm2-135m-instruct --training-file train.jsonl --watch",
     "tunesmith jobs create -f job.yaml --epochs 2 --set tunesmith.training.warmup_ratio=0.1 -y",
+    "tunesmith jobs create -f job.yaml --dry-run -o json | jq .time",
 )
 
 
@@ -78,7 +74,15 @@ def create(
     gpus_per_worker: Annotated[int | None, Option(help="GPUs of each worker; 0 trains on the processor.")] = None,
     priority: Annotated[int | None, Option(help="Higher is run first.")] = None,
     setting: Setting = None,
-    check: Annotated[bool, Option("--check", help="Check local files first, as `tunesmith files check` does.")] = False,
+    check: Annotated[
+        bool | None,
+        Option(
+            "--check/--no-check",
+            help="Read the files first and show the estimate; unless given, where the base model is at hand.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what the job would take, and create and upload nothing.")] = False,
     yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
     watch: Annotated[bool, Option("--watch", help="Watch the job until it has ended; the exit code tells how.")] = False,
     output: Output = Format.TABLE,
@@ -87,12 +91,18 @@ def create(
 ) -> None:
     """Create a fine-tuning job.
 
-    Shows the plan and, on a terminal, asks before anything is uploaded or created.
+    Shows the plan with the service's estimate and, on a terminal, asks before anything is uploaded or
+    created. A local file is counted here where its base model has been pulled into the data directory.
+    With --dry-run the estimate is all there is; exit code 1 when the data is faulty or the job can't fit.
     """
     body = asked(file, ctx.params)
     spec = jobfile.checked(body)
     with connected(base_url, data_dir) as service:
-        job = _create(service, body, spec, Local.of(data_dir) if check else None, confirm=not yes)
+        plan = planning.make(service, body, spec, data_dir, check=dry_run or check, form=output)
+        if dry_run:
+            planning.show(plan, output)
+            return
+        job = _create(service, body, plan, confirm=not yes)
         if watch:
             say(f"created {job['id']}")
             watch_to_end(service, job["id"], output)
@@ -135,18 +145,12 @@ def pairs(given: Sequence[str], option: str = "--metadata") -> dict[str, str]:
     return found
 
 
-def _create(service: Service, body: jobfile.Body, spec: JobSpec, local: Local | None, *, confirm: bool) -> dict[str, Any]:
-    """`local` is given when local files are to be checked first."""
-    paths = jobfile.local_paths(body)
-    files: dict[str, Row] = {}
-    for name in jobfile.FILES:
-        if body.get(name):
-            files[name] = _local_facts(name, paths[name], spec, local) if name in paths else _uploaded_facts(service, body[name])
-    for line in plan(service.target.base_url, spec, files):
+def _create(service: Service, body: jobfile.Body, plan: planning.Plan, *, confirm: bool) -> dict[str, Any]:
+    for line in plan.lines():
         say(line)
     if confirm and sys.stdin.isatty() and on_terminal() and not ask("Create this job?"):
         raise Ended(ExitCode.FAILED, "nothing was created")
-    uploaded = {name: upload_file(service, path)["id"] for name, path in paths.items()}
+    uploaded = {name: upload_file(service, path)["id"] for name, path in jobfile.local_paths(body).items()}
     try:
         return _post(service, body | uploaded)
     except BaseException:
@@ -163,67 +167,3 @@ def _post(service: Service, body: jobfile.Body) -> dict[str, Any]:
     make: Callable[..., Any] = service.client.fine_tuning.jobs.create
     job: dict[str, Any] = make(**known, extra_body=extra, extra_headers=headers).to_dict()
     return job
-
-
-def _uploaded_facts(service: Service, file_id: str) -> Row:
-    file = service.client.files.retrieve(file_id)
-    return {"name": f"{file.id} ({plain(file.filename)})", "bytes": file.bytes}
-
-
-def _local_facts(name: str, path: Path, spec: JobSpec, local: Local | None) -> Row:
-    """What can be told of a local file: its rows; with a check its tokens too. Raises Ended when it does not pass."""
-    found = {"name": plain(path), "bytes": readable(path), "upload": True}
-    if local is None:
-        with path.open("rb") as lines:
-            return found | {"rows": sum(1 for line in lines if line.strip())}
-    training = spec.tunesmith.training.model_dump(include={"max_length", "overlong"})
-    report = report_on(
-        path, local, spec.model, spec.method.type, "training_file" if name == "training_file" else "validation_file", training
-    )
-    if not report.ok:
-        show_report(report, Format.TABLE)
-        raise Ended(ExitCode.FAILED, f"{path} can't be trained on; nothing was uploaded")
-    return found | {"rows": report.rows, "tokens": report.tokens}
-
-
-def plan(base_url: str, spec: JobSpec, files: Mapping[str, Row]) -> list[str]:
-    """What will be done, in lines."""
-    from service.resolve import auto_batch_size, auto_epochs
-
-    rows: int | None = files["training_file"].get("rows")
-    hyper, ours = spec.method.hyperparameters, spec.tunesmith
-    epochs = hyper.n_epochs if hyper.n_epochs != "auto" else auto_epochs(rows) if rows else None
-    batch = hyper.batch_size if hyper.batch_size != "auto" else auto_batch_size(rows) if rows else None
-    steps = epochs * math.ceil(rows / batch) if rows and epochs and batch else None
-    factor = 1.0 if hyper.learning_rate_multiplier == "auto" else hyper.learning_rate_multiplier
-    training = ours.training
-    return facts(
-        [
-            ("service", base_url),
-            ("model", spec.model),
-            *((name.replace("_", " "), _file_facts(file)) for name, file in files.items()),
-            ("method", spec.method.type),
-            ("epochs", _auto(hyper.n_epochs, epochs)),
-            ("batch size", _auto(hyper.batch_size, batch)),
-            ("steps", f"about {steps:,}" if steps else None),
-            ("learning rate", f"{training.learning_rate * factor:g}, {training.schedule}, warm-up {training.warmup_ratio:g}"),
-            ("max length", f"{training.max_length:,} tokens; longer rows: {training.overlong}"),
-            ("adapter", views.adapter(ours.adapter.model_dump())),
-            ("resources", views.resources(ours.resources.model_dump())),
-            ("priority", ours.priority or None),
-            ("seed", spec.seed),
-            ("suffix", spec.suffix),
-        ]
-    )
-
-
-def _file_facts(file: Row) -> str:
-    known = [size(file["bytes"])]
-    known += [f"{file[name]:,} {name}" for name in ("rows", "tokens") if file.get(name) is not None]
-    return f"{file['name']}: {', '.join(known)}{'; will be uploaded' if file.get('upload') else ''}"
-
-
-def _auto(asked: object, resolved: object) -> str:
-    if asked != "auto":
-        return str(asked)
-    return f"auto (here {resolved})" if resolved else "auto (decided when the data is checked)"

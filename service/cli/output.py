@@ -93,7 +93,18 @@ def plain(value: object) -> str:
     """`value` as text of one line that can't steer a terminal: names and messages come from outside."""
     if value is None:
         return ""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in str(value))
+    return _harmless(str(value), kept="")
+
+
+def visible(text: str) -> str:
+    """`text` with its lines and tabs, but nothing else that could steer a terminal."""
+    return _harmless(text, kept="\n\t")
+
+
+def _harmless(text: str, kept: str) -> str:
+    return "".join(
+        char if char.isprintable() or char in kept else char.encode("unicode_escape", "backslashreplace").decode() for char in text
+    )
 
 
 def show_rows(rows: Sequence[Row], columns: Sequence[Column], form: Format) -> None:

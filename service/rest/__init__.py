@@ -11,7 +11,21 @@ from starlette.middleware import Middleware
 from service import spool
 from service.app import App
 from service.metrics import HttpMetrics, Metrics
-from service.rest import api_keys, artifacts, audit_logs, documents, errors, files, health, jobs, models, projects, uploads, webhooks
+from service.rest import (
+    api_keys,
+    artifacts,
+    audit_logs,
+    documents,
+    errors,
+    estimates,
+    files,
+    health,
+    jobs,
+    models,
+    projects,
+    uploads,
+    webhooks,
+)
 from service.rest.limits import SERVER_OPTIONS, Limits
 from service.rest.multipart import FRAMING_BYTES
 from service.rest.rates import RateHeaders
@@ -46,7 +60,7 @@ def create_rest(app: App, metrics: Metrics, settings: Settings) -> FastAPI:
     )
     api.state.app, api.state.metrics, api.state.settings = app, metrics, settings
     errors.install(api)
-    for resource in (files, artifacts, jobs, models, projects, api_keys, audit_logs, webhooks, uploads, health):
+    for resource in (files, artifacts, jobs, models, projects, api_keys, audit_logs, webhooks, uploads, estimates, health):
         api.include_router(resource.router)
     api.openapi = lambda: documents.document(api)
     spool.sweep(settings.spool_dir)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from service.errors import invalid
+from service.estimate import Estimate
 from service.jobs import Event, Job, JobSpec, JobStatus, MethodSpec
 from service.records import Artifact, Checkpoint, File, Model, Page, Upload, UploadPart
 from service.rest import wire
@@ -126,6 +127,13 @@ def _seconds(time: float | None) -> int | None:
 def _estimated_finish(job: Job, now: float) -> int | None:
     eta = job.progress.eta_seconds
     return int(now + eta) if job.status is JobStatus.RUNNING and eta is not None else None
+
+
+def estimate_object(spec: JobSpec, estimate: Estimate) -> wire.JobEstimate:
+    """An estimate, with what it is of."""
+    about = {"model": spec.model, "training_file": spec.training_file, "validation_file": spec.validation_file}
+    values: dict[str, Any] = {name: getattr(estimate, name) for name in Estimate.model_fields}
+    return wire.JobEstimate(method=spec.method.type, **about, **values)
 
 
 def event_object(event: Event) -> wire.FineTuningJobEvent:

@@ -56,6 +56,8 @@ CREATE_JOB_BODY: dict[str, Any] = {
         }
     ],
 }
+
+
 UPLOAD_BODY: dict[str, Any] = {
     "requestBody": _multipart_body(
         ["file", "purpose"],

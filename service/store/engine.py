@@ -27,6 +27,7 @@ from service.store.jobs import JobStatements, Stale
 from service.store.keys import KeyStatements
 from service.store.projects import ProjectStatements
 from service.store.runs import RunStatements
+from service.store.speeds import SpeedStatements
 from service.store.uploads import UploadStatements
 from service.store.usage import UsageStatements
 from service.store.webhooks import WebhookStatements
@@ -59,7 +60,15 @@ def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 
 
 class Transaction(
-    JobStatements, RunStatements, UploadStatements, KeyStatements, ProjectStatements, UsageStatements, AuditStatements, WebhookStatements
+    JobStatements,
+    RunStatements,
+    UploadStatements,
+    KeyStatements,
+    ProjectStatements,
+    UsageStatements,
+    AuditStatements,
+    WebhookStatements,
+    SpeedStatements,
 ):
     """The statements of one open transaction."""
 

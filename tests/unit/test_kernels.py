@@ -34,7 +34,7 @@ def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(params=[10_000, 0], ids=["products", "flash"])
 def attention_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_module, "SMALL", request.param)
+    monkeypatch.setattr(attention_module, "SMALL_ATTENTION", request.param)
 
 
 def random(*shape: int, grad: bool = False) -> Tensor:

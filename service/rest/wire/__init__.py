@@ -5,6 +5,10 @@ Every field is described here once; OpenAPI shows it. Converters are in `convert
 
 from service.rest.wire.artifacts import ArtifactList as ArtifactList
 from service.rest.wire.artifacts import ArtifactObject as ArtifactObject
+from service.rest.wire.estimates import CheckFileRequest as CheckFileRequest
+from service.rest.wire.estimates import EstimateJobRequest as EstimateJobRequest
+from service.rest.wire.estimates import FileCheck as FileCheck
+from service.rest.wire.estimates import JobEstimate as JobEstimate
 from service.rest.wire.files import FileDeleted as FileDeleted
 from service.rest.wire.files import FileList as FileList
 from service.rest.wire.files import FileObject as FileObject

@@ -1,0 +1,164 @@
+"""Puts an estimate together: layout and memory, whether the cluster can hold it, time, cost. Pure.
+
+Everything that has to be read or asked for is in `Known`; the application layer gathers it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from service.data_report import DataReport
+from service.devices import Device
+from service.durations import FORWARD_SHARE, Work, duration, past, token_flops
+from service.estimate import CostEstimate, Estimate, MemoryEstimate, Placement, PlanEstimate, TimeEstimate
+from service.gangs import Gang, fits_ever, gang, shortage
+from service.jobs import JobSpec
+from service.resolve import resolve
+from service.runtime import Capacity
+from service.settings import Settings
+from service.store.speeds import MeasuredRun
+from trainers.model_files import Sizes
+from trainers.plan import Load
+from trainers.spec import DatasetRef, Resolved, ResourceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an estimate rests on."""
+
+    sizes: Sizes
+    capacity: Capacity | None
+    """None when the cluster can't be asked."""
+    node_memory: int | None
+    """Bytes of the node that has the least."""
+    others: tuple[ResourceSpec, ...]
+    """What jobs that run or wait have asked for."""
+    runs: tuple[MeasuredRun, ...]
+    device: Device
+    reports: tuple[DataReport | None, DataReport | None]
+    """Of the training and the validation file."""
+
+
+def estimate(spec: JobSpec, training: DatasetRef, validation: DatasetRef | None, known: Known, settings: Settings) -> Estimate:
+    """What the job would take on these datasets."""
+    resolved, resources = resolve(spec, training), spec.tunesmith.resources
+    asked = gang(resources, known.capacity) if known.capacity else None
+    longest = max(training.longest, validation.longest if validation else 0)
+    plan = _plan(spec, resolved, longest, known, asked)
+    time = _time(spec, resolved, training, validation, known, asked) if asked else None
+    return Estimate(
+        ok=True,
+        training=known.reports[0],
+        validation=known.reports[1],
+        resolved=resolved,
+        trained_tokens=training.trained_tokens * resolved.n_epochs,
+        plan=plan,
+        placement=_placement(plan, known, asked),
+        time=time,
+        cost=_cost(time, asked, settings) if time and asked else None,
+        notes=tuple(_notes(plan, time, asked)),
+    )
+
+
+def _plan(spec: JobSpec, resolved: Resolved, longest: int, known: Known, asked: Gang | None) -> PlanEstimate:
+    resources = spec.tunesmith.resources
+    on_cpu = resources.gpus_per_worker == 0
+    load = Load.of(known.sizes, spec.tunesmith.adapter, on_cpu=on_cpu)
+    rows = -(-resolved.batch_size // resources.workers)
+    memory = known.node_memory if on_cpu else known.device.memory_bytes
+    # As the worker itself does: the share of a node is counted for all workers, wherever they are.
+    share = memory if memory is None or not on_cpu else memory // resources.workers
+    chosen = None if share is None else load.micro_batch(longest=longest, rows=rows, memory_bytes=share)
+    need = load.memory(chosen or 1, longest)
+    return PlanEstimate(
+        engine=resolved.engine,
+        device="cpu" if on_cpu else "gpu",
+        workers=resources.workers,
+        cpus_per_worker=asked.cpus_per_worker if asked else None,
+        gpus_per_worker=resources.gpus_per_worker,
+        micro_batch=chosen,
+        micro_batches=None if chosen is None else -(-rows // chosen),
+        memory=MemoryEstimate(**asdict(need), total=need.total, available=_available(memory, resources, known.capacity)),
+        reasons=tuple(_reasons(resources, rows, chosen)),
+    )
+
+
+def _available(memory: int | None, resources: ResourceSpec, capacity: Capacity | None) -> int | None:
+    """What one worker has: on a processor its part of the node, shared with the workers beside it."""
+    if memory is None or resources.gpus_per_worker:
+        return memory
+    return memory // -(-resources.workers // max(1, capacity.nodes if capacity else 1))
+
+
+def _reasons(resources: ResourceSpec, rows: int, micro_batch: int | None) -> list[str]:
+    engine = "one worker holds the whole base model, so a step is plain torch"
+    if resources.workers > 1:
+        engine = f"each of the {resources.workers} workers holds the whole base model, and their gradients are summed (DDP)"
+    device = "no GPU is asked for: it trains on the processor, in float32"
+    if resources.gpus_per_worker:
+        device = "on a GPU the base model is bfloat16 and the adapter float32"
+    told = [engine, device]
+    if micro_batch is not None and micro_batch < rows:
+        told.append(f"{rows} rows of a step are too many at once for a worker: they go through {micro_batch} at a time")
+    return told
+
+
+def _placement(plan: PlanEstimate, known: Known, asked: Gang | None) -> Placement:
+    if known.capacity is None or asked is None:
+        return Placement(fits=None, starts_now=None, reason="the cluster can't be asked just now")
+    used = [gang(other, known.capacity) for other in known.others]
+    waits = shortage(asked, known.capacity, used)
+    if not fits_ever(asked, known.capacity):
+        return Placement(fits=False, starts_now=False, reason=waits)
+    memory = plan.memory
+    if memory.available is None:
+        return Placement(fits=None, starts_now=None, reason=waits or "it is not known how much memory a worker has")
+    if memory.total > memory.available:
+        need = f"a worker needs about {memory.total / 2**30:.1f} GiB and has {memory.available / 2**30:.1f} GiB"
+        hint = "lower max_length or the adapter's rank, use fewer workers on a node, or a smaller base model"
+        return Placement(fits=False, starts_now=False, reason=f"{need}: {hint}")
+    return Placement(fits=True, starts_now=not waits, reason=f"fits; {waits}" if waits else "fits")
+
+
+def _time(
+    spec: JobSpec, resolved: Resolved, training: DatasetRef, validation: DatasetRef | None, known: Known, asked: Gang
+) -> TimeEstimate | None:
+    assert known.capacity is not None
+    adapter, every = spec.tunesmith.adapter, spec.tunesmith.evaluation.every_steps
+    evaluations = -(-resolved.steps // every) if validation else 0
+    scored = token_flops(known.sizes, adapter, validation) * validation.tokens * FORWARD_SHARE if validation else 0.0
+    load = Load.of(known.sizes, adapter, on_cpu=asked.gpus == 0)
+    work = Work(
+        flops=token_flops(known.sizes, adapter, training) * training.tokens * resolved.n_epochs,
+        evaluation_flops=scored * evaluations,
+        steps=resolved.steps,
+        weights_bytes=load.parameters * load.shape.bytes_per_number,
+    )
+    earlier = [past(run, known.sizes, gang(run.resources, known.capacity)) for run in known.runs]
+    return duration(work, asked, earlier, known.device)
+
+
+def _cost(time: TimeEstimate, asked: Gang, settings: Settings) -> CostEstimate | None:
+    """GPUs and cores at their prices; None unless there is a price for what the job trains on."""
+    gpu, cpu = settings.price_per_gpu_hour, settings.price_per_cpu_hour
+    if (gpu if asked.gpus else cpu) is None:
+        return None
+    paid = [(asked.gpus, "GPU", gpu), (asked.cpus, "core", cpu)]
+    lines = [(count, noun, price) for count, noun, price in paid if count and price is not None]
+    per_second = sum(count * price for count, _, price in lines) / 3600
+    told = " and ".join(f"{count} {noun}{'' if count == 1 else 's'} at {price:g}" for count, noun, price in lines)
+    based_on = f"{told} {settings.currency} an hour each"
+    return CostEstimate(low=time.low * per_second, high=time.high * per_second, currency=settings.currency, based_on=based_on)
+
+
+def _notes(plan: PlanEstimate, time: TimeEstimate | None, asked: Gang | None) -> list[str]:
+    told: list[str] = []
+    if asked is None:
+        told.append("Time and cost are left out: the cluster can't be asked just now.")
+    elif time is None:
+        told.append("Time and cost are left out: the GPU's type is not one whose speed is known; set TUNESMITH_GPU_TFLOPS.")
+    if plan.micro_batch is None and plan.device == "gpu":
+        told.append("The GPU's memory is not known: set TUNESMITH_GPU_MEMORY_BYTES. Memory is counted for one row at a time.")
+    elif plan.micro_batch is None:
+        told.append("The nodes' memory is not known, because the cluster can't be asked. Memory is counted for one row at a time.")
+    return told
