@@ -48,7 +48,7 @@ def settings_page() -> str:
 def _table(settings: type[BaseSettings]) -> str:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in settings.model_fields.items():
-        default = "" if field.default is None else f"`{TypeAdapter(Any).dump_python(field.default, mode='json')}`"
+        default = "" if field.default in (None, ()) else f"`{TypeAdapter(Any).dump_python(field.default, mode='json')}`"
         rows.append(f"| `TUNESMITH_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
 

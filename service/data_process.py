@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 
 from service.data_report import CheckRequest, DataReport, Failure, failed_report
 from service.datasets import OnProgress, check, quiet
+from service.formats.packed import Growth, grows
 from trainers.registry import Fault
 from trainers.spec import Frozen
 
@@ -186,6 +187,7 @@ def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     # Address space is limited: one malloc arena and one stack for each of many cores would use it up.
     frugal = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": str(min(8, os.cpu_count() or 1))}
+    frugal["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # its own pools reserve what they don't use
     return kept | frugal | {"PYTHONPATH": root, "PYTHONUTF8": "1"}
 
 
@@ -211,7 +213,7 @@ def _limit_self(order: _Order) -> None:
     """Give up rights before the first byte from outside is read."""
     _die_with(order.parent)
     os.nice(5)  # leases are renewed and runs report meanwhile, perhaps on the same cores
-    size = os.path.getsize(order.request.path)
+    size = _may_hold(order.request)
     for kind, limit in (
         (resource.RLIMIT_AS, order.memory_bytes),
         (resource.RLIMIT_CPU, order.cpu_seconds),
@@ -222,6 +224,14 @@ def _limit_self(order: _Order) -> None:
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         # At the hard limit of processor time the kernel kills without a reason; the soft one says SIGXCPU.
         resource.setrlimit(kind, (max(0, limit - 2) if kind == resource.RLIMIT_CPU else limit, limit))
+
+
+def _may_hold(request: CheckRequest) -> int:
+    """Bytes of content that the file may have: more than its own when it is packed, up to where that makes it a bomb."""
+    size = os.path.getsize(request.path)
+    with open(request.path, "rb") as file:
+        packed = grows(file.read(4))
+    return Growth(request.max_unpacked_ratio, request.max_unpacked_bytes).limit(size) if packed else size
 
 
 def _die_with(parent: int) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from trainers.registry import Fault, get
-from trainers.spec import DatasetRef, Frozen
+from trainers.spec import DatasetRef, DataSpec, Frozen
 
 Param = Literal["training_file", "validation_file"]
 """Which of a job's files it is, as the wire names it."""
@@ -34,6 +34,9 @@ class CheckRequest(Frozen):
     limit: int = Field(default=50, ge=1, le=10_000, description="Faults that are listed; all are counted.")
     param: Param = Field(default="training_file", description="What messages call the file.")
     preview: int = Field(default=0, ge=0, le=5, description="Rows that the report shows as the model will see them.")
+    data: DataSpec = Field(default=DataSpec(), description="Format of the file, and which columns hold what.")
+    max_unpacked_ratio: int = Field(default=200, ge=1, description="How many times its size a file may become when it is unpacked.")
+    max_unpacked_bytes: int = Field(default=16 * 2**30, ge=1, description="How large it may become at all.")
     today: date = Field(default_factory=date.today, description="What a chat template that asks for the date is told.")
 
     @field_validator("method")
@@ -45,7 +48,7 @@ class CheckRequest(Frozen):
 class LineFault(Frozen):
     """One thing wrong with the file."""
 
-    line: int | None = Field(description="Line, counted from 1; null when the fault is not of one line.")
+    line: int | None = Field(description="Line, or row of a file without lines, from 1; null when the fault is of the file.")
     path: str = Field(description='Field within the row, for example "messages[2].role"; empty for the whole line.')
     rule: str = Field(description="Stable name of the rule.")
     message: str = Field(description="What is wrong.")
@@ -76,7 +79,10 @@ class DataReport(Frozen):
 
     param: Param = Field(description="Which of a job's files was checked.")
     sha256: str = Field(description="Hash of the file's bytes; empty when they were not read to the end.")
-    examples: int = Field(default=0, description="Lines of the file that are not blank.")
+    format: Literal["jsonl", "json", "csv", "parquet"] | None = Field(
+        default=None, description="Format of the file; null when it has none."
+    )
+    examples: int = Field(default=0, description="Rows of the file that are not blank.")
     rows: int = Field(default=0, description="Rows kept.")
     tokens: int = Field(default=0, description="Tokens of the rows kept, after cutting.")
     trained_tokens: int = Field(default=0, description="Tokens that carry loss.")
@@ -85,12 +91,12 @@ class DataReport(Frozen):
     truncated_rows: int = Field(default=0, description="Rows kept whose end was cut off at max_length.")
     dropped_rows: int = Field(default=0, description="Rows left out because they are longer than max_length.")
     rows_without_trained_tokens: int = Field(default=0, description="Rows left out because cutting took every token that carries loss.")
-    faults: tuple[LineFault, ...] = Field(default=(), description="The first faults, in the order of lines.")
+    faults: tuple[LineFault, ...] = Field(default=(), description="The first faults, in the order of rows.")
     fault_count: int = Field(default=0, description="All faults found, also those not listed.")
-    faulty_lines: int = Field(default=0, description="Lines with at least one fault.")
+    faulty_lines: int = Field(default=0, description="Rows with at least one fault.")
     faults_by_rule: dict[str, int] = Field(default={}, description="How often each rule was broken.")
     preview: tuple[PreviewRow, ...] = Field(default=(), description="The first rows kept, when they were asked for.")
-    complete: bool = Field(default=True, description="False when checking stopped early because of too many faulty lines or a limit.")
+    complete: bool = Field(default=True, description="False when checking stopped early by too many faulty rows, a limit or a broken file.")
     failure: Failure | None = Field(
         default=None,
         description="Set when the check itself ended early: it ran into a limit, crashed, or (storage) could not read or write a file.",
@@ -114,6 +120,11 @@ class DataReport(Frozen):
         return "invalid_n_examples" if set(self.faults_by_rule) == {"too_few_examples"} else f"invalid_{self.param}"
 
     @property
+    def unit(self) -> str:
+        """What the faults' numbers count."""
+        return unit_of(self.format)
+
+    @property
     def summary(self) -> str:
         """One sentence for a person; the first fault stands for all."""
         if self.ok:
@@ -121,7 +132,7 @@ class DataReport(Frozen):
         first = self.faults[0]
         if self.fault_count == 1 and first.line is None:
             return first.message
-        where = f"Line {first.line}" if first.line else "The file"
+        where = f"{self.unit.capitalize()} {first.line}" if first.line else "The file"
         field = f", {first.path}" if first.path else ""
         return f"Invalid file format. {where}{field}: {first.message}{self._more()}"
 
@@ -129,7 +140,7 @@ class DataReport(Frozen):
         if self.fault_count == 1:
             return ""
         at_least = "" if self.complete else "at least "
-        return f" ({at_least}{self.fault_count:,} faults in {self.faulty_lines:,} lines)"
+        return f" ({at_least}{self.fault_count:,} faults in {self.faulty_lines:,} {self.unit}s)"
 
     def dataset_ref(self, prefix: str, key: str) -> DatasetRef:
         """What a run is told of the dataset that lies under `prefix` with this cache key."""
@@ -148,6 +159,11 @@ def failed_report(request: CheckRequest, fault: Fault, *, sha256: str = "", fail
         complete=False,
         failure=failure,
     )
+
+
+def unit_of(format: str | None) -> str:
+    """What numbers of rows count in this format."""
+    return "line" if format in (None, "jsonl") else "row"
 
 
 def line_fault(line: int | None, fault: Fault) -> LineFault:

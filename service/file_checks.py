@@ -27,7 +27,7 @@ from service.settings import Settings
 from trainers import manifest
 from trainers.base_model import fetch_base
 from trainers.registry import Fault, tokenizer_fingerprint
-from trainers.spec import BaseModelRef, DatasetRef, TrainingSpec
+from trainers.spec import BaseModelRef, DatasetRef, DataSpec, TrainingSpec
 from trainers.storage import NoSuchObject, ObjectExists, Storage
 
 DAMAGED = Fault("", "file_damaged", "the stored bytes of the file are not those that were uploaded", "Upload the file again.")
@@ -44,6 +44,7 @@ class Question:
     base_model: BaseModelRef
     method: str
     training: TrainingSpec
+    data: DataSpec
     preview: int = 0
     """Rows that the report shows as the model will see them; the file is then read though it is known."""
 
@@ -97,13 +98,28 @@ class FileChecks:
         `file` is None when it is no longer there. Cancelling ends the process that reads. Raises ManifestBroken when
         the base model is damaged, and what the storage raises; a report that is `retryable` says nothing of the file.
         """
-        request = _request(question, await self.model_dir(question.base_model))
+        request = self._request(question, await self.model_dir(question.base_model))
         if file is None:
             return Checked(failed_report(request, _missing(question.file_id)), None)
         key = await asyncio.to_thread(_key, file, question, request)
         prefix = objects.dataset_prefix(key)
         report = await self._report(file, request, prefix, turn)
         return Checked(report, report.dataset_ref(prefix, key) if report.ok else None)
+
+    def _request(self, question: Question, model_dir: Path) -> CheckRequest:
+        return CheckRequest(
+            path="",
+            model_dir=str(model_dir),
+            method=question.method,
+            max_length=question.training.max_length,
+            overlong=question.training.overlong,
+            min_rows=MIN_ROWS[question.param],
+            param=question.param,
+            preview=question.preview,
+            data=question.data,
+            max_unpacked_ratio=self._settings.max_unpacked_ratio,
+            max_unpacked_bytes=self._settings.max_unpacked_bytes,
+        )
 
     async def _report(self, file: File, request: CheckRequest, prefix: str, turn: Turn) -> DataReport:
         # Of two that ask for the same rows one reads them, and the other finds them read.
@@ -148,10 +164,10 @@ class FileChecks:
         if path is not None:
             return path if path.is_file() else None
         try:
-            self._storage.get_file(file.key, scratch / "rows.jsonl")
+            self._storage.get_file(file.key, scratch / "rows")
         except NoSuchObject:
             return None
-        return scratch / "rows.jsonl"
+        return scratch / "rows"
 
     @asynccontextmanager
     async def _scratch_dir(self) -> AsyncGenerator[Path]:
@@ -173,22 +189,10 @@ class FileChecks:
                 manifest.write(self._storage, prefix, directory, facts)
 
 
-def _request(question: Question, model_dir: Path) -> CheckRequest:
-    return CheckRequest(
-        path="",
-        model_dir=str(model_dir),
-        method=question.method,
-        max_length=question.training.max_length,
-        overlong=question.training.overlong,
-        min_rows=MIN_ROWS[question.param],
-        param=question.param,
-        preview=question.preview,
-    )
-
-
 def _key(file: File, question: Question, request: CheckRequest) -> str:
     return cache_key(
         file_sha256=file.sha256,
+        data=request.data,
         model_revision=question.base_model.revision,
         tokenizer_hash=tokenizer_fingerprint(Path(request.model_dir), request.today),
         method=request.method,

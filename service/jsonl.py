@@ -1,104 +1,68 @@
-"""Lines of an uploaded JSON Lines file, read strictly and in constant memory. Knows nothing of what rows mean.
+"""Rows written as JSON, read strictly and in constant memory: one object a line. Knows nothing of what rows mean.
 
-The data check (datasets.py) reads through it. A line is never held beyond `MAX_LINE_BYTES`; a file that
-is not text is refused by its first bytes and never unpacked.
+`JsonLines` is the reader of JSON Lines (formats/source.py); `parse_row` and `bad_text` hold the rules for rows of every format.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
-from typing import IO, Any, NoReturn, cast
+from dataclasses import replace
+from io import BufferedReader
+from typing import Any, NoReturn, cast
 
+from service.formats.rows import MAX_ROW_BYTES, Numbered, numbered
 from trainers.registry import Fault
 
-MAX_LINE_BYTES = 8 * 2**20
 MAX_NESTING = 32
 _PIECE = 2**20
-_MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x04\x22\x4d\x18": "lz4",
-    b"7z\xbc\xaf": "7z",
-}
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _SUSPECT = re.compile(rb"\\(?:u00[01]|u007[fF]|[bf]|u[dD][89a-fA-F])")
 """Escapes that may stand for a control character or a lone surrogate."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class LineReader:
-    """The lines of a file opened for binary reading, and the hash of all its bytes."""
+class JsonLines:
+    """One row a line."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.bytes_read = 0
+    columns = None
+    share = None
 
-    def refusal(self) -> Fault | None:
-        """Why the file is no text at all, from its first bytes; None when it may be."""
-        head = self._file.read(4096)
-        self._file.seek(0)
-        for magic, name in _MAGIC.items():
-            if head.startswith(magic):
-                return Fault("", "compressed", f"the file is compressed ({name})", "Unpack it and upload the .jsonl file itself.")
-        if head.startswith(_UTF16) or _looks_utf16(head):
-            return Fault("", "bad_encoding", "the file is UTF-16", "Save it as UTF-8 without a byte order mark.")
-        if b"\0" in head:
-            return Fault("", "binary", "the file is binary, not text", "Upload JSON Lines: one JSON object per line, in UTF-8.")
-        return None
+    def __init__(self, stream: BufferedReader) -> None:
+        self._stream = stream
 
-    def __iter__(self) -> Iterator[bytes | Fault]:
-        """Each line without its end, or the fault of a line that is too long to read."""
-        while line := self._read(MAX_LINE_BYTES + 1):
-            if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
-                yield line.rstrip(b"\r\n")
+    def __iter__(self) -> Iterator[Numbered]:
+        for number, line in numbered(self._lines()):
+            if isinstance(line, Fault):
+                yield number, line, 0
+            else:
+                yield number, parse_row(line), len(line)
+
+    def _lines(self) -> Iterator[bytes | Fault | None]:
+        """Each line without its end, the fault of one that is too long to read, None for a blank one."""
+        while line := self._stream.readline(MAX_ROW_BYTES + 1):
+            if len(line) <= MAX_ROW_BYTES or line.endswith(b"\n"):
+                yield line.rstrip(b"\r\n") if line.strip() else None
             else:
                 length = self._skip_line(len(line))
-                yield Fault("", "line_too_long", f"the line is {length:,} bytes long; at most {MAX_LINE_BYTES:,} are allowed")
-
-    def sha256(self) -> str:
-        """Hash of the whole file; reads what no one has read yet."""
-        while piece := self._file.read(_PIECE):
-            self._take(piece)
-        return self._digest.hexdigest()
-
-    def _read(self, limit: int) -> bytes:
-        line = self._file.readline(limit)
-        self._take(line)
-        return line
-
-    def _take(self, piece: bytes) -> None:
-        self._digest.update(piece)
-        self.bytes_read += len(piece)
+                yield Fault("", "line_too_long", f"the line is {length:,} bytes long; at most {MAX_ROW_BYTES:,} are allowed")
 
     def _skip_line(self, length: int) -> int:
         """Pass over the rest of the line in pieces; its whole length in bytes."""
-        while piece := self._read(_PIECE):
+        while piece := self._stream.readline(_PIECE):
             length += len(piece)
             if piece.endswith(b"\n"):
                 break
         return length
 
 
-def _looks_utf16(head: bytes) -> bool:
-    """UTF-16 without a byte order mark: text whose every other byte is NUL."""
-    even, odd = head[0::2], head[1::2]
-    return len(head) >= 4 and (even.count(0) > 0.4 * len(head) > 4 * odd.count(0) or odd.count(0) > 0.4 * len(head) > 4 * even.count(0))
-
-
 class _Refused(ValueError):
     """Raised inside the JSON parser; carries rule and message."""
 
 
-def parse_row(line: bytes) -> dict[str, Any] | Fault:
-    """The JSON object on a line, or the first thing wrong with it.
+def parse_row(line: bytes, unit: str = "line") -> dict[str, Any] | Fault:
+    """The JSON object on a line (or another `unit`), or the first thing wrong with it.
 
     Stricter than `json`: no duplicate keys, no NaN or infinity, no lone surrogates or control
     characters in strings, no nesting above `MAX_NESTING`.
@@ -109,24 +73,34 @@ def parse_row(line: bytes) -> dict[str, Any] | Fault:
         message = f"byte 0x{line[error.start]:02x} at position {error.start + 1} is not UTF-8"
         return Fault("", "bad_encoding", message, "Save the file as UTF-8.")
     if text.startswith("\ufeff"):
-        return Fault("", "byte_order_mark", "the line begins with a byte order mark", "Save the file as UTF-8 without a byte order mark.")
-    value = _parse(text)
+        return Fault(
+            "", "byte_order_mark", f"the {unit} begins with a byte order mark", "Save the file as UTF-8 without a byte order mark."
+        )
+    value = _parse(text, unit)
     if isinstance(value, Fault):
         return value
     if not isinstance(value, dict):
-        hint = 'Write one object per line, without the surrounding "[" and "]".' if isinstance(value, list) else ""
-        return Fault("", "not_an_object", "the line is not a JSON object", hint)
+        return Fault("", "not_an_object", f"the {unit} is not a JSON object", f"Write one object per {unit}.")
     row = cast("dict[str, Any]", value)
     if _SUSPECT.search(line) or line.count(b"{") + line.count(b"[") > MAX_NESTING:
-        return _inspect(row, "", 1) or row
+        return inspect(row) or row
     return row
 
 
-def _parse(text: str) -> object:
+def parse_value(text: str, path: str) -> object:
+    """The value of a JSON text that stands in a field, or the first thing wrong with it."""
+    value = _parse(text, "text")
+    if isinstance(value, Fault):
+        return replace(value, path=path)
+    return inspect(value, path) or value
+
+
+def _parse(text: str, unit: str) -> object:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        return Fault("", "bad_json", f"not valid JSON: {error.msg} at column {error.colno}", _json_hint(text))
+        line = f"line {error.lineno} of the {unit}, " if error.lineno > 1 else ""
+        return Fault("", "bad_json", f"not valid JSON: {error.msg} at {line}column {error.colno}", _json_hint(text, unit))
     except _Refused as error:
         rule, message = error.args
         return Fault("", rule, message)
@@ -136,10 +110,10 @@ def _parse(text: str) -> object:
         return Fault("", "bad_number", "a number has too many digits")
 
 
-def _json_hint(text: str) -> str:
-    if text.strip() in ("[", "{"):
-        return "The file looks like indented JSON; write one object per line."
-    return "Each line must be one complete JSON object."
+def _json_hint(text: str, unit: str) -> str:
+    if text.strip() == "{":
+        return "The file looks like indented JSON; write one object per line, or a list of objects."
+    return f"Each {unit} must be one complete JSON object."
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,10 +139,10 @@ def _constant(name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
 
 
-def _inspect(value: object, path: str, depth: int) -> Fault | None:
+def inspect(value: object, path: str = "", depth: int = 1) -> Fault | None:
     """The first string that can't be trained on, or nesting that goes too deep."""
     if isinstance(value, str):
-        return _bad_text(value, path)
+        return bad_text(value, path)
     if isinstance(value, dict):
         items = cast("dict[str, object]", value).items()
         children = ((f"{path}.{key}" if path else key, key, item) for key, item in items)
@@ -179,12 +153,13 @@ def _inspect(value: object, path: str, depth: int) -> Fault | None:
     if depth > MAX_NESTING:
         return _too_deep(path)
     for where, key, item in children:
-        if fault := _bad_text(key, path) or _inspect(item, where, depth + 1):
+        if fault := bad_text(key, path) or inspect(item, where, depth + 1):
             return fault
     return None
 
 
-def _bad_text(text: str, path: str) -> Fault | None:
+def bad_text(text: str, path: str) -> Fault | None:
+    """Why the text can't be trained on, None when it can."""
     if _SURROGATE.search(text):
         return Fault(path, "lone_surrogate", "the text holds half of a surrogate pair, which is no character")
     if found := _CONTROL.search(text):

@@ -44,6 +44,9 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _TUNNELS = (IPv6Network("2002::/16"), IPv6Network("2001::/32"), IPv6Network("64:ff9b:1::/48"), IPv6Network("::/96"))
 """6to4, Teredo, local NAT64 and the old "compatible" form: each hides an IPv4 address that another machine connects to."""
 _THIS_NETWORK = ip_network("0.0.0.0/8")
+_NOT_PUBLIC = (ip_network("192.0.0.0/24"), ip_network("192.88.99.0/24"), ip_network("3fff::/20"))
+"""What older Pythons take for public: protocol assignments, 6to4 relays, addresses for documentation."""
+_PUBLIC_IPV6 = IPv6Network("2000::/3")
 
 
 class AddressRefused(Exception):
@@ -106,9 +109,12 @@ def _host(parts: SplitResult) -> str:
     host = (parts.hostname or "").lower()
     if "[" in parts.netloc:
         try:
-            return str(IPv6Address(host) if "%" not in host else None)
+            address = IPv6Address(host)
         except ValueError:
-            raise AddressRefused("the URL's host is not an IPv6 address") from None
+            address = None
+        if address is None or address.scope_id is not None:
+            raise AddressRefused("the URL's host is not an IPv6 address")
+        return str(address)
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True, std3_rules=True).decode()
@@ -147,9 +153,15 @@ def refusal(address: Address, *, allow_private: bool = False) -> str | None:
         return "an address that hides another"
     if address.is_reserved:
         return "a reserved address"
-    if not address.is_global or (isinstance(address, IPv6Address) and address.is_site_local):
+    if not _is_public(address):
         return None if allow_private else "a private address"
     return None
+
+
+def _is_public(address: Address) -> bool:
+    if isinstance(address, IPv6Address) and address not in _PUBLIC_IPV6:
+        return False
+    return address.is_global and not any(address in network for network in _NOT_PUBLIC)
 
 
 def _without_disguise(address: Address) -> Address:
@@ -177,7 +189,7 @@ async def check_address(url: str, *, allow_private: bool = False, resolver: Reso
     try:
         texts = await resolver(parsed.host, parsed.port)
     except (OSError, UnicodeError):
-        texts = []
+        texts = ()
     if not texts:
         raise RequestFailed(f"the host name '{parsed.host}' can't be resolved")
     addresses = tuple(dict.fromkeys(ip_address(text) for text in texts))

@@ -10,8 +10,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _words(given: object) -> object:
+    """Words separated by commas as a tuple."""
+    return tuple(word.strip() for word in given.split(",") if word.strip()) if isinstance(given, str) else given
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+
 
 Amount = Annotated[int, Field(ge=0)] | Literal["unlimited"]
 
@@ -68,6 +77,26 @@ class Settings(BaseSettings):
     )
     validation_memory_bytes: int = Field(default=4 * 2**30, ge=256 * 2**20, description="Address space of the data check's process.")
     validation_timeout: timedelta = Field(default=timedelta(minutes=30), description="Longest data check.")
+    max_unpacked_ratio: int = Field(
+        default=200, ge=1, description="How many times its size a training file may become when it is unpacked, above 16 MiB."
+    )
+    max_unpacked_bytes: int = Field(default=16 * 2**30, ge=1, description="How large a training file may become when it is unpacked.")
+    import_https_hosts: Words = Field(
+        default=(),
+        description="Hosts that files may be imported from over https: exact names or *.suffix, each with :port unless it is 443; "
+        "separated by commas. Off unless set.",
+    )
+    import_s3_buckets: Words = Field(
+        default=(),
+        description="Buckets that files may be imported from with the service's own credentials: bucket or bucket/prefix, separated "
+        "by commas. Off unless set.",
+    )
+    max_import_bytes: int = Field(default=8 * 2**30, ge=1, description="Largest file of one import.")
+    import_timeout: timedelta = Field(default=timedelta(minutes=10), description="Longest import.")
+    import_allow_private: bool = Field(
+        default=False,
+        description="Import also from hosts in loopback and private networks. Link-local and metadata addresses are refused always.",
+    )
     client_checks: int = Field(
         default=2, ge=1, le=64, description="Files checked at one time for clients (estimates, checks); those of jobs come besides."
     )

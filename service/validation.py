@@ -56,7 +56,7 @@ class Validation:
     async def _dataset(self, job: Job, param: Param, file_id: str) -> tuple[DatasetRef, DataReport]:
         async with self._store.read() as tx:
             file = await tx.file(job.project_id, file_id)
-        question = Question(param, file_id, job.base_model, job.spec.method.type, job.spec.tunesmith.training)
+        question = Question(param, file_id, job.base_model, job.spec.method.type, job.spec.tunesmith.training, job.spec.tunesmith.data)
         checked = await self.files.check(question, file)
         if checked.report.retryable:
             raise StoreUnavailable(checked.report.summary)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 AUTO: Literal["auto"] = "auto"
 
@@ -101,9 +102,55 @@ class ResourceSpec(Frozen):
     engine: Literal["auto", "torch"] = Field(default="auto", description="How a step runs on devices: torch is plain (one worker) or DDP.")
 
 
+Column = Annotated[str, Field(min_length=1, max_length=256)]
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
+class MappingSpec(Frozen):
+    """Which columns of the files hold what: either `prompt` and `completion`, or `messages`.
+
+    A column is named by its key, nested fields by a dotted path (`answer.text`, `turns.0.value`).
+    """
+
+    prompt: Column | None = Field(default=None, description="Column of what the user says.")
+    completion: Column | None = Field(default=None, description="Column of what the assistant answers, which is learned.")
+    system: Column | None = Field(default=None, description="Beside prompt: column of the system message; rows without a value have none.")
+    messages: Column | None = Field(default=None, description="Column of a whole conversation, as a list of messages or as JSON text.")
+    role: Column | None = Field(default=None, description='Beside messages: key of a message\'s role; "role" unless given.')
+    content: Column | None = Field(default=None, description='Beside messages: key of a message\'s text; "content" unless given.')
+    roles: Annotated[dict[Annotated[str, Field(min_length=1, max_length=64)], Role], Field(max_length=32)] | None = Field(
+        default=None, description='Beside messages: the role that each other name stands for, e.g. {"human": "user", "gpt": "assistant"}.'
+    )
+
+    @model_validator(mode="after")
+    def _is_one_form(self) -> MappingSpec:
+        given = {name for name in MappingSpec.model_fields if getattr(self, name) is not None}
+        pair, conversation = given & {"prompt", "completion", "system"}, given & {"messages", "role", "content", "roles"}
+        if pair and conversation:
+            words = f"names {' and '.join(sorted(pair))} beside {' and '.join(sorted(conversation))}; only one of the two forms can be"
+        elif pair and not {"prompt", "completion"} <= pair:
+            words = f"names {' and '.join(sorted(pair))} alone: prompt and completion are needed"
+        elif "messages" not in given and not pair:
+            words = "must name prompt and completion, or messages"
+        else:
+            return self
+        raise PydanticCustomError("contradiction", "{words}", {"words": words})
+
+
+class DataSpec(Frozen):
+    """How the training and the validation file are read."""
+
+    format: Literal["auto", "jsonl", "json", "csv", "parquet"] = Field(
+        default="auto",
+        description="JSON Lines, a JSON array, CSV or Parquet; auto tells them apart by their content. Each may be packed by gzip or zstd.",
+    )
+    mapping: MappingSpec | None = Field(default=None, description="Which columns hold what; rows are taken as they are unless given.")
+
+
 class TunesmithSpec(Frozen):
     """Tunesmith's own part of a job, under the key `tunesmith`."""
 
+    data: DataSpec = DataSpec()
     adapter: AdapterSpec = AdapterSpec()
     training: TrainingSpec = TrainingSpec()
     checkpoints: CheckpointSpec = CheckpointSpec()

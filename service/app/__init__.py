@@ -9,7 +9,7 @@ from __future__ import annotations
 from service.app.artifacts import ArtifactUses
 from service.app.audit import AuditUses
 from service.app.estimates import EstimateUses
-from service.app.files import FileUses
+from service.app.imports import ImportUses
 from service.app.keys import KeyUses
 from service.app.models import ModelUses
 from service.app.operation import OperationUses
@@ -19,5 +19,5 @@ from service.app.webhooks import WebhookUses
 __all__ = ["App"]
 
 
-class App(FileUses, UploadUses, EstimateUses, ArtifactUses, ModelUses, KeyUses, AuditUses, WebhookUses, OperationUses):
+class App(ImportUses, UploadUses, EstimateUses, ArtifactUses, ModelUses, KeyUses, AuditUses, WebhookUses, OperationUses):
     """What Tunesmith can do for a caller."""

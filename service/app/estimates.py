@@ -23,9 +23,11 @@ from service.runtime import Capacity, RuntimeUnavailable
 from trainers.manifest import ManifestBroken
 from trainers.model_files import measure
 from trainers.plan import host_memory_bytes
-from trainers.spec import BaseModelRef, DatasetRef, TrainingSpec, TunesmithSpec
+from trainers.spec import BaseModelRef, DatasetRef, DataSpec, TrainingSpec, TunesmithSpec
 
 Checks = tuple[Checked, Checked | None]
+READ_AS_IT_IS = DataSpec()
+"""The format that the bytes tell, and no mapping."""
 
 
 class EstimateUses(JobUses):
@@ -57,17 +59,20 @@ class EstimateUses(JobUses):
         model: str,
         method: str,
         training: TrainingSpec,
+        data: DataSpec = READ_AS_IT_IS,
         param: Param = "training_file",
         preview: int = 0,
     ) -> DataReport:
         """The data check's whole report of a file, for this base model and method; `preview` rows are shown as the model sees them."""
         require(caller, "write")
-        spec = JobSpec(model=model, training_file=file_id, method=MethodSpec(type=method), tunesmith=TunesmithSpec(training=training))
+        spec = JobSpec(
+            model=model, training_file=file_id, method=MethodSpec(type=method), tunesmith=TunesmithSpec(training=training, data=data)
+        )
         async with available(), _base_model_whole():
             async with self.store.read() as tx:
                 file = found(await tx.file(caller.project_id, file_id), "file", file_id, "file_id")
                 await check_files(tx, caller, spec)
-            question = Question(param, file_id, await self._base_model(spec), method, training, preview)
+            question = Question(param, file_id, await self._base_model(spec), method, training, data, preview)
             return (await self._checked(question, file)).report
 
     async def _checked_files(self, caller: Caller, spec: JobSpec, base_model: BaseModelRef) -> Checks:
@@ -75,11 +80,11 @@ class EstimateUses(JobUses):
             await check_files(tx, caller, spec)
             training = await tx.file(caller.project_id, spec.training_file)
             validation = await tx.file(caller.project_id, spec.validation_file) if spec.validation_file else None
-        method, asked = spec.method.type, spec.tunesmith.training
-        first = await self._checked(Question("training_file", spec.training_file, base_model, method, asked), training)
+        asked = (base_model, spec.method.type, spec.tunesmith.training, spec.tunesmith.data)
+        first = await self._checked(Question("training_file", spec.training_file, *asked), training)
         if spec.validation_file is None:
             return first, None
-        return first, await self._checked(Question("validation_file", spec.validation_file, base_model, method, asked), validation)
+        return first, await self._checked(Question("validation_file", spec.validation_file, *asked), validation)
 
     async def _checked(self, question: Question, file: File | None) -> Checked:
         checked = await self.checks.check(question, file, self.checks.turns.take)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from service.cli import jobfile
 from service.cli.local import Local
-from service.cli.options import DataDir, Output
+from service.cli.options import DataDir, FileFormat, FileMapping, Output
 from service.cli.output import Column, Ended, ExitCode, Format, epilog, facts, plain, say, show_data, show_rows, visible
 from service.cli.screen import bar
 
@@ -26,6 +27,7 @@ EPILOG = epilog(
     "tunesmith files check train.jsonl --model smollm2-135m-instruct",
     "tunesmith files check train.jsonl --preview 2",
     "tunesmith files check valid.jsonl --validation --max-length 512 -o json",
+    "tunesmith files check pairs.csv.gz --map prompt=question --map completion=answer",
 )
 FAULTS: list[Column] = [
     ("LINE", lambda fault: fault["line"] or "-"),
@@ -37,7 +39,7 @@ FAULTS: list[Column] = [
 
 
 def check(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="JSON Lines file.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="JSON Lines, JSON array, CSV or Parquet; also packed by gzip or zstd.")],
     model: Annotated[str | None, typer.Option(help="Base model that the file is for; the only one pulled unless given.")] = None,
     method: Annotated[str, typer.Option(help="Method that the file is for.")] = "supervised",
     validation: Annotated[bool, typer.Option("--validation", help="It is a validation file: one row is enough.")] = False,
@@ -46,24 +48,36 @@ def check(
         str | None, typer.Option(metavar="truncate|drop|error", help="What happens to longer rows; as in a job unless given.")
     ] = None,
     preview: Annotated[int, typer.Option(min=0, max=5, metavar="N", help="Show the first N rows as the model will see them.")] = 0,
+    format: FileFormat = None,
+    mapping: FileMapping = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Faults that are listed; all are counted.")] = 50,
     output: Output = Format.TABLE,
     data_dir: DataDir = None,
 ) -> None:
     """Check a file as the service will, without uploading it.
 
-    Prints every fault with its line, field, rule and hint, and counts rows and tokens with the model's
+    Prints every fault with its line (or row), field, rule and hint, and counts rows and tokens with the model's
     own template. With --preview it shows rows as text, and what of them is trained on. Exit code 1 when
     the file can't be trained on.
     """
-    training = {"max_length": max_length, "overlong": overlong}
+    asked = {"training": {"max_length": max_length, "overlong": overlong}, "data": data_asked(format, mapping)}
+    ours = {name: {key: value for key, value in section.items() if value} for name, section in asked.items()}
     param = "validation_file" if validation else "training_file"
-    given = {key: value for key, value in training.items() if value}
-    report = report_on(path, Local.of(data_dir), model, method, param, given, limit=limit, preview=preview)
+    report = report_on(path, Local.of(data_dir), model, method, param, ours, limit=limit, preview=preview)
     show_report(report, output)
     if not report.ok:
-        say(plain(f"{path} can't be trained on: {report.fault_count:,} fault(s) in {report.faulty_lines:,} line(s)"))
+        say(plain(f"{path} can't be trained on: {report.fault_count:,} fault(s) in {report.faulty_lines:,} {report.unit}(s)"))
         raise typer.Exit(ExitCode.FAILED)
+
+
+def data_asked(format: str | None, mapping: Sequence[str] | None) -> dict[str, Any]:
+    """A job's `tunesmith.data` as the options give it. Raises Ended."""
+    body: jobfile.Body = {}
+    if format is not None:
+        body["format"] = format
+    for field, column in jobfile.pairs(mapping or [], "--map").items():
+        jobfile.put(body, f"mapping.{field}", column)
+    return body
 
 
 def report_on(
@@ -72,36 +86,40 @@ def report_on(
     model: str | None,
     method: str,
     param: Literal["training_file", "validation_file"],
-    training: dict[str, Any],
+    ours: dict[str, Any],
     *,
     limit: int = 50,
     preview: int = 0,
 ) -> DataReport:
-    """The report of a local file. `training` holds a job's `tunesmith.training` as far as given. Raises Ended."""
+    """The report of a local file. `ours` holds a job's `tunesmith` as far as given. Raises Ended."""
     from pydantic import ValidationError
 
     from service.data_process import run_check
     from service.data_report import MIN_ROWS, CheckRequest
-    from trainers.spec import TrainingSpec
+    from trainers.spec import TunesmithSpec
 
     if not path.is_file():
         raise Ended(ExitCode.USAGE, f"{path} is no file")
+    settings = local.settings
     try:
-        spec = TrainingSpec(**training)
+        spec = TunesmithSpec.model_validate(ours)
         request = CheckRequest(
             path=str(path.absolute()),
             method=method,
             model_dir=str(local.model_dir(model)),
-            max_length=spec.max_length,
-            overlong=spec.overlong,
+            max_length=spec.training.max_length,
+            overlong=spec.training.overlong,
             min_rows=MIN_ROWS[param],
             limit=limit,
             param=param,
             preview=preview,
+            data=spec.data,
+            max_unpacked_ratio=settings.max_unpacked_ratio,
+            max_unpacked_bytes=settings.max_unpacked_bytes,
         )
     except ValidationError as error:
         raise Ended(ExitCode.USAGE, _first(error.errors())) from None
-    total, name, settings = path.stat().st_size, plain(path.name), local.settings
+    total, name = path.stat().st_size, plain(path.name)
     with bar(f"checking {name}", total) as shown:
         return asyncio.run(
             run_check(
@@ -126,19 +144,20 @@ def show_report(report: DataReport, output: Format) -> None:
     for line in facts([(name.replace("_", " "), f"{value:,}") for name, value in counts(report).items()]):
         typer.echo(line)
     for row in report.preview:
-        _show_row(row)
+        _show_row(row, report.unit)
     if report.faults:
         typer.echo()
-        show_rows([fault.model_dump() for fault in report.faults], FAULTS, output)
+        (_, place), *others = FAULTS
+        show_rows([fault.model_dump() for fault in report.faults], [(report.unit.upper(), place), *others], output)
         if report.fault_count > len(report.faults):
             say(f"… and {report.fault_count - len(report.faults):,} more; --limit shows more of them")
 
 
-def _show_row(row: PreviewRow) -> None:
+def _show_row(row: PreviewRow, unit: str) -> None:
     """Text as it is, the trained part in green, and in [[ ]] where there are no colours."""
     cut = f", cut from {row.tokens_uncut:,}" if row.truncated else ""
     typer.echo()
-    typer.secho(f"line {row.line}: {row.tokens:,} tokens{cut}, {row.trained_tokens:,} trained on", bold=True)
+    typer.secho(f"{unit} {row.line}: {row.tokens:,} tokens{cut}, {row.trained_tokens:,} trained on", bold=True)
     coloured = sys.stdout.isatty()
     for part in row.parts:
         text = visible(part.text)

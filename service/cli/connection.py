@@ -83,6 +83,11 @@ class Service:
         """The same for a call that deletes."""
         return self.client.delete(path, cast_to=cast("type[dict[str, Any]]", dict))
 
+    def post_once(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A call that the official client does not have, and that must not be sent again by itself."""
+        client = self.client.with_options(max_retries=0)
+        return client.post(path, body=body, cast_to=cast("type[dict[str, Any]]", dict))
+
     @contextmanager
     def bytes_client(self) -> Generator[httpx.Client]:
         """A client for ranges of bytes; on a redirect to another host the key stays here."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from service.cli import jobfile, views
 from service.cli import plan as planning
 from service.cli.connection import Service, connected
 from service.cli.files import upload_file
-from service.cli.options import BaseUrl, DataDir, Output
+from service.cli.options import BaseUrl, DataDir, FileFormat, FileMapping, Output
 from service.cli.output import Ended, ExitCode, Format, ask, epilog, on_terminal, say, show_one
 from service.cli.watch import watch_to_end
 
@@ -23,6 +23,7 @@ EPILOG = epilog(
     "tunesmith jobs create --model smollm2-135m-instruct --training-file train.jsonl --watch",
     "tunesmith jobs create -f job.yaml --epochs 2 --set tunesmith.training.warmup_ratio=0.1 -y",
     "tunesmith jobs create -f job.yaml --dry-run -o json | jq .time",
+    "tunesmith jobs create --model smollm2-135m-instruct --training-file faq.csv --map prompt=question --map completion=answer",
 )
 
 
@@ -33,6 +34,7 @@ FIELDS = {
     "suffix": "suffix",
     "seed": "seed",
     "method": "method.type",
+    "format": "tunesmith.data.format",
     "learning_rate": "tunesmith.training.learning_rate",
     "max_length": "tunesmith.training.max_length",
     "rank": "tunesmith.adapter.r",
@@ -59,6 +61,8 @@ def create(
     model: Annotated[str | None, Option(help="Base model.")] = None,
     training_file: Annotated[str | None, Option(metavar="PATH|FILE_ID", help="A local file is uploaded first.")] = None,
     validation_file: Annotated[str | None, Option(metavar="PATH|FILE_ID", help="Scored during training, never trained on.")] = None,
+    format: FileFormat = None,
+    mapping: FileMapping = None,
     suffix: Annotated[str | None, Option(help="Part of the tuned model's name.")] = None,
     seed: Annotated[int | None, Option(help="Same seed, same job; drawn unless given.")] = None,
     metadata: Metadata = None,
@@ -120,8 +124,10 @@ def asked(file: Path | None, options: Mapping[str, Any]) -> jobfile.Body:
         if options[option] is not None:
             _put_hyperparameter(body, name, jobfile.parse(options[option], f"--{option.replace('_', '-')}"))
     if options["metadata"]:
-        body["metadata"] = jobfile.section(body, "metadata") | pairs(options["metadata"])
-    for field, value in pairs(options["setting"] or [], "--set").items():
+        body["metadata"] = jobfile.section(body, "metadata") | jobfile.pairs(options["metadata"], "--metadata")
+    for field, column in jobfile.pairs(options["mapping"] or [], "--map").items():
+        jobfile.put(body, f"tunesmith.data.mapping.{field}", column)
+    for field, value in jobfile.pairs(options["setting"] or [], "--set").items():
         jobfile.put(body, field, jobfile.parse(value, f"--set {field}"))
     return body
 
@@ -132,17 +138,6 @@ def _put_hyperparameter(body: jobfile.Body, name: str, value: object) -> None:
     jobfile.put(body, f"method.{kind}.hyperparameters.{name}", value)
     # An option wins over the file, also where the file gives the number in OpenAI's older place.
     jobfile.section(body, "hyperparameters").pop(name, None)
-
-
-def pairs(given: Sequence[str], option: str = "--metadata") -> dict[str, str]:
-    """`KEY=VALUE` words as a mapping. Raises Ended."""
-    found: dict[str, str] = {}
-    for word in given:
-        key, equals, value = word.partition("=")
-        if not key or not equals:
-            raise Ended(ExitCode.USAGE, f"'{word}' is not KEY=VALUE", f"Write {option} key=value.")
-        found[key] = value
-    return found
 
 
 def _create(service: Service, body: jobfile.Body, plan: planning.Plan, *, confirm: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`tunesmith files …`: upload, check, list, get, content, delete."""
+"""`tunesmith files …`: upload, import, check, list, get, content, delete."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ EXPIRES: Column = ("EXPIRES", lambda file: when(file.get("expires_at")))
     )
 )
 def upload(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="JSON Lines files.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="JSON Lines, JSON arrays, CSV or Parquet; also packed by gzip or zstd.")
+    ],
     expires_after: Annotated[str | None, typer.Option(metavar="SPAN", help="The files go by themselves after 1h to 30d.")] = None,
     chunked: Annotated[bool, typer.Option("--chunked", help="In parts, as files of more than 64 MB always are.")] = False,
     output: Output = Format.TABLE,
@@ -64,6 +66,23 @@ def _life(text: str) -> timedelta:
     if not timedelta(hours=1) <= after <= timedelta(days=30):
         raise Ended(ExitCode.USAGE, f"a file can't expire after {plain(text)}", "--expires-after is from 1h to 30d.")
     return after
+
+
+@app.command("import", epilog=epilog("tunesmith files import https://datasets.example.com/train.jsonl.gz"))
+def import_file(
+    source: Annotated[str, typer.Argument(metavar="URL", help="https://… or s3://bucket/key, of those that the service may ask.")],
+    name: Annotated[str | None, typer.Option(help="Name of the file; the last part of the URL unless given.")] = None,
+    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="What the bytes must hash to.")] = None,
+    output: Output = Format.TABLE,
+    base_url: BaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Have the service fetch a file by itself, so that its bytes do not come through here."""
+    asked = {"source": source, "purpose": "fine-tune", "filename": name, "sha256": sha256}
+    with connected(base_url, data_dir) as service:
+        imported = service.post_once("/files/import", {key: value for key, value in asked.items() if value is not None})
+        say(f"imported {plain(source)} ({size(imported['bytes'])}) as {imported['id']}")
+        show_one(imported, COLUMNS, output)
 
 
 app.command("check", epilog=checking.EPILOG)(checking.check)
@@ -122,7 +141,7 @@ def readable(path: Path) -> int:
     except OSError as error:
         raise Ended(ExitCode.USAGE, f"{path} can't be read: {error.strerror}") from None
     if count == 0:
-        raise Ended(ExitCode.USAGE, f"{path} is empty", "Training files are JSON Lines: one JSON object per line.")
+        raise Ended(ExitCode.USAGE, f"{path} is empty", "A training file has at least 10 rows.")
     return count
 
 

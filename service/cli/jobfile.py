@@ -6,7 +6,7 @@ Checked here as the service checks it, before anything is uploaded; knows no ser
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,6 +51,17 @@ def put(body: Body, dotted: str, value: object) -> None:
             raise Ended(ExitCode.USAGE, f"'{dotted}' can't be set: '{name}' is not an object")
         at = cast("Body", below)
     at[last] = value
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """`KEY=VALUE` words as a mapping. Raises Ended."""
+    found: dict[str, str] = {}
+    for word in given:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise Ended(ExitCode.USAGE, f"'{word}' is not KEY=VALUE", f"Write {option} key=value.")
+        found[key] = value
+    return found
 
 
 def section(body: Body, name: str) -> Body:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import create, views
+from service.cli import create, jobfile, views
 from service.cli.connection import Service, connected
 from service.cli.options import BaseUrl, DataDir, JobId, Limit, Output
 from service.cli.output import ExitCode, Format, epilog, exit_codes, plain, say, show_one, show_rows, show_stream
@@ -30,7 +30,7 @@ def list_jobs(
     data_dir: DataDir = None,
 ) -> None:
     """List jobs, newest first: phase, progress, time left, age."""
-    wanted: dict[str, Any] = {"limit": min(limit, 100)} | ({"metadata": create.pairs(metadata)} if metadata else {})
+    wanted: dict[str, Any] = {"limit": min(limit, 100)} | ({"metadata": jobfile.pairs(metadata, "--metadata")} if metadata else {})
     with connected(base_url, data_dir) as service:
         found = islice(service.client.fine_tuning.jobs.list(**wanted), limit)
         show_rows([job.to_dict() for job in found], views.JOBS, output)

@@ -23,5 +23,18 @@ DataDir = Annotated[
         show_default=False,
     ),
 ]
+FileFormat = Annotated[
+    str | None,
+    typer.Option("--format", metavar="jsonl|json|csv|parquet", help="Format of the files; told by their content unless given."),
+]
+FileMapping = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        "--mapping",
+        metavar="FIELD=COLUMN",
+        help="Column that holds prompt, completion, system or messages; or role, content, roles.NAME. May be repeated.",
+    ),
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, ftjob-…")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Newest that are shown.")]

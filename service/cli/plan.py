@@ -50,7 +50,7 @@ def make(service: Service, body: jobfile.Body, spec: JobSpec, data_dir: Path | N
     Raises Ended when a file does not pass; its report is then shown in `form`.
     """
     paths = jobfile.local_paths(body)
-    files = {name: _local(path) if name in paths else _uploaded(service, body[name]) for name, path in _named(body).items()}
+    files = {name: _local(path, spec) if name in paths else _uploaded(service, body[name]) for name, path in _named(body).items()}
     if check is False:
         return Plan(service, spec, files, None)
     if not paths:
@@ -124,14 +124,14 @@ def _reports(
 
 
 def _checked_here(name: str, path: Path, spec: JobSpec, local: Local) -> DataReport:
-    training = spec.tunesmith.training.model_dump(include={"max_length", "overlong"})
-    return report_on(path, local, spec.model, spec.method.type, "training_file" if name == "training_file" else "validation_file", training)
+    ours = {"training": spec.tunesmith.training.model_dump(include={"max_length", "overlong"}), "data": spec.tunesmith.data.model_dump()}
+    return report_on(path, local, spec.model, spec.method.type, "training_file" if name == "training_file" else "validation_file", ours)
 
 
 def _checked_there(service: Service, file_id: str, name: str, spec: JobSpec) -> DataReport:
     body = {"model": spec.model, "method": spec.method.type, "purpose": name}
-    answer = service.post(f"/files/{file_id}/check", body | {"training": spec.tunesmith.training.model_dump(mode="json")})
-    return _report(answer["report"])
+    ours = spec.tunesmith.model_dump(mode="json", include={"training", "data"})
+    return _report(service.post(f"/files/{file_id}/check", body | ours)["report"])
 
 
 def _report(answered: Row) -> DataReport:
@@ -145,10 +145,30 @@ def _uploaded(service: Service, file_id: str) -> Row:
     return {"name": f"{file.id} ({plain(file.filename)})", "bytes": file.bytes}
 
 
-def _local(path: Path) -> Row:
-    found = {"name": plain(path), "path": path, "bytes": readable(path)}
+def _local(path: Path, spec: JobSpec) -> Row:
+    return {"name": plain(path), "path": path, "bytes": readable(path), **_lines(path, spec)}
+
+
+def _lines(path: Path, spec: JobSpec) -> Row:
+    """The rows of a file of JSON Lines; nothing of another, for only the data check can count its rows."""
+    from service.formats.detect import detect
+    from service.formats.rows import Unreadable
+
     with path.open("rb") as lines:
-        return found | {"rows": sum(1 for line in lines if line.strip())}
+        try:
+            if detect(lines.peek(1), spec.tunesmith.data.format) != "jsonl":
+                return {}
+        except Unreadable:
+            return {}
+        return {"rows": sum(1 for line in lines if line.strip())}
+
+
+def _read_as(spec: JobSpec) -> str | None:
+    """How the files are read, None when nothing was said of it."""
+    data = spec.tunesmith.data
+    columns = data.mapping.model_dump(exclude_none=True, exclude={"roles"}) if data.mapping else {}
+    told = [*([data.format] if data.format != "auto" else []), *(f"{field} = {plain(column)}" for field, column in columns.items())]
+    return ", ".join(told) or None
 
 
 def _asked(plan: Plan) -> list[tuple[str, object]]:
@@ -161,6 +181,7 @@ def _asked(plan: Plan) -> list[tuple[str, object]]:
         ("model", spec.model),
         *((name.replace("_", " "), _file_facts(file)) for name, file in plan.files.items()),
         ("method", spec.method.type),
+        ("read as", _read_as(spec)),
         ("epochs", _auto(hyper.n_epochs, resolved.get("n_epochs"))),
         ("batch size", _auto(hyper.batch_size, resolved.get("batch_size"))),
         ("steps", None if steps is None else f"{steps:,}" if plan.estimate else f"about {steps:,}"),

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from service.cli.connection import connected
-from service.cli.create import pairs
+from service.cli.jobfile import pairs
 from service.cli.options import BaseUrl, DataDir, Limit, Output
 from service.cli.output import Column, Ended, ExitCode, Format, Row, epilog, say, show_one, show_rows, size
 from service.cli.times import when

@@ -169,16 +169,18 @@ def failure(job: Row) -> list[str]:
     if not error:
         return []
     lines = [f"{error.get('code')}: {error.get('message')}"]
-    faults: list[dict[str, Any]] = part(job, "tunesmith", "error", "details", "report").get("faults") or []
-    lines += [f"  {_fault(fault)}" for fault in faults[:SHOWN_FAULTS]]
+    report = part(job, "tunesmith", "error", "details", "report")
+    faults: list[dict[str, Any]] = report.get("faults") or []
+    unit = "line" if report.get("format") in (None, "jsonl") else "row"
+    lines += [f"  {_fault(fault, unit)}" for fault in faults[:SHOWN_FAULTS]]
     if len(faults) > SHOWN_FAULTS:
         lines.append(f"  … `tunesmith jobs get {job['id']} -o json` lists {len(faults)}")
     next_step = NEXT_STEP.get(part(job, "tunesmith", "error").get("cause", ""))
     return [*lines, next_step] if next_step else lines
 
 
-def _fault(fault: Row) -> str:
-    where = f"line {fault['line']}" if fault.get("line") else "the file"
+def _fault(fault: Row, unit: str) -> str:
+    where = f"{unit} {fault['line']}" if fault.get("line") else "the file"
     field = f", {fault['path']}" if fault.get("path") else ""
     hint = f" {fault['hint']}" if fault.get("hint") else ""
     return f"{where}{field}: {fault.get('message')} [{fault.get('rule')}].{hint}"

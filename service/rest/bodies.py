@@ -147,6 +147,8 @@ def _refusal(errors: list[ErrorDetails], root: Schema, value: object) -> Tunesmi
         return invalid(f"Missing required field '{param}'.", param)
     if error["type"] == "extra_forbidden":
         return invalid(f"Unknown field '{param}'{_nearest(str(path[-1]), _nodes(path[:-1], root))}", param)
+    if error["type"] == "contradiction":
+        return invalid(f"'{param}' {error['msg']}.", param)
     if error["loc"][-1] == "[key]":
         rules = [{"type": "string", **node["propertyNames"]} for node in _nodes(path[:-1], root) if "propertyNames" in node]
         rule = _words({"anyOf": rules}, root)

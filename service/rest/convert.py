@@ -102,6 +102,7 @@ def _tunesmith(job: Job) -> wire.TunesmithJob:
         queued_at=_seconds(job.queued_at),
         started_at=_seconds(job.started_at),
         progress=job.progress,
+        data=spec.data,
         adapter=spec.adapter,
         training=spec.training,
         checkpoints=spec.checkpoints,

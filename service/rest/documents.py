@@ -62,7 +62,7 @@ UPLOAD_BODY: dict[str, Any] = {
     "requestBody": _multipart_body(
         ["file", "purpose"],
         {
-            "file": {"type": "string", "format": "binary", "description": "JSON lines, one example a line."},
+            "file": {"type": "string", "format": "binary", "description": "JSON lines, a JSON array, CSV or Parquet."},
             "purpose": {"type": "string", "enum": ["fine-tune"]},
             "expires_after[anchor]": {"type": "string", "enum": ["created_at"], "description": "Goes with the seconds."},
             "expires_after[seconds]": {

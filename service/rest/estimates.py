@@ -47,6 +47,7 @@ async def check_file(request: Request, app: AppDep, caller: CallerDep, file_id: 
         model=asked.model,
         method=asked.method,
         training=asked.training,
+        data=asked.data,
         param=asked.purpose,
         preview=asked.preview,
     )

@@ -1,4 +1,4 @@
-"""/v1/files: upload, list, look up, download, delete."""
+"""/v1/files: upload, import, list, look up, download, delete."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.errors import invalid
+from service.filenames import clean_filename
 from service.rest import convert, wire
+from service.rest.bodies import read_json, validated
 from service.rest.content import content_response
 from service.rest.dependencies import After, AppDep, CallerDep, FileId, SettingsDep
-from service.rest.documents import BYTES, UPLOAD_BODY
+from service.rest.documents import BYTES, UPLOAD_BODY, json_body
 from service.rest.multipart import FILE, received
 
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
@@ -22,7 +24,7 @@ router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 @router.post("", response_model=wire.FileObject, openapi_extra=UPLOAD_BODY)
 async def create_file(request: Request, app: AppDep, caller: CallerDep, settings: SettingsDep) -> wire.FileObject:
-    """Upload a file of JSON lines."""
+    """Upload a file: JSON lines, a JSON array, CSV or Parquet, also packed by gzip or zstd."""
     async with received(request, FILE, settings.spool_dir, settings.max_upload_bytes) as upload:
         after, purpose = _expires_after(upload.fields), upload.fields["purpose"]
         file = await app.create_file(caller, path=upload.path, filename=upload.filename, purpose=purpose, expires_after=after)
@@ -39,6 +41,18 @@ def _expires_after(fields: dict[str, str]) -> timedelta | None:
     if seconds is None or not re.fullmatch("[0-9]{1,9}", seconds):
         raise invalid(f"'{SECONDS}' must be a whole number of seconds.", SECONDS)
     return timedelta(seconds=int(seconds))
+
+
+@router.post("/import", response_model=wire.FileObject, openapi_extra=json_body(wire.ImportFileRequest))
+async def import_file(request: Request, app: AppDep, caller: CallerDep) -> wire.FileObject:
+    """Fetch a file from an https URL or an S3 object. Answered once its bytes are here, or why they are not.
+
+    Ours, not OpenAI's. Off unless the service's operator has allowed hosts or buckets.
+    """
+    body = validated(wire.ImportFileRequest, await read_json(request))
+    filename = clean_filename(body.filename) if body.filename is not None else None
+    file = await app.import_file(caller, source=body.source, purpose=body.purpose, filename=filename, sha256=body.sha256)
+    return convert.file_object(file)
 
 
 @router.get("", response_model=wire.FileList)

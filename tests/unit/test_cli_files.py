@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +131,19 @@ def test_check_without_a_model(rows: Path, tmp_path: Path) -> None:
 def test_check_with_a_wrong_setting(data_dir: Path, rows: Path, wrong: tuple[str, str]) -> None:
     result = Cli().run("files", "check", rows, *wrong, "--data-dir", data_dir, exit_code=2)
     assert result.stderr.startswith("error: ")
+
+
+def test_check_of_other_formats_with_a_mapping(data_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv.gz"
+    path.write_bytes(gzip.compress(b"question,answer\n" + b"hello,world\n" * 12))
+    told = ("--map", "prompt=question", "--mapping", "completion=answer")
+    report = Cli().data("files", "check", path, *told, "--data-dir", data_dir)
+    assert (report["rows"], report["format"], report["fault_count"]) == (12, "csv", 0)
+    table = Cli().run("files", "check", path, "--data-dir", data_dir, exit_code=1)
+    assert "ROW  FIELD" in table.stdout
+    assert "12 fault(s) in 12 row(s)" in table.stderr
+    wrong = Cli().data("files", "check", path, *told, "--format", "csv", "--data-dir", data_dir)
+    assert wrong["rows"] == 12
+    assert "jsonl" in Cli().run("files", "check", path, "--format", "xml", "--data-dir", data_dir, exit_code=2).stderr
+    lone = Cli().run("files", "check", path, "--map", "prompt=question", "--data-dir", data_dir, exit_code=2)
+    assert "prompt and completion are needed" in lone.stderr

@@ -84,6 +84,21 @@ def test_create_from_a_file_with_flags_over_it(
     assert (spec.tunesmith.training.learning_rate, spec.tunesmith.training.max_length) == (2e-4, 64)
 
 
+def test_create_from_a_table_with_a_mapping(server: Served, cli: Cli, tmp_path: Path) -> None:
+    table = tmp_path / "faq.csv"
+    table.write_text("question,answer\n" + "hello,world\n" * 12)
+    told = ("--format", "csv", "--map", "messages=chat", "--map", "roles.human=user", "--map", "role=from")
+    result = cli.run("jobs", "create", "--model", BASE_MODEL, "--training-file", table, *told, "-o", "json")
+    data = server.app.jobs[json.loads(result.stdout)["id"]].spec.tunesmith.data
+    assert data.format == "csv"
+    assert data.mapping is not None
+    assert (data.mapping.messages, data.mapping.role, data.mapping.roles) == ("chat", "from", {"human": "user"})
+    assert "csv, messages = chat, role = from" in result.stderr
+    assert "13 rows" not in result.stderr, "lines of a CSV file are no rows"
+    shown = cli.data("jobs", "get", json.loads(result.stdout)["id"])["tunesmith"]["data"]
+    assert shown["mapping"]["roles"] == {"human": "user"}
+
+
 def test_create_with_the_id_of_an_uploaded_file(server: Served, cli: Cli, rows: Path) -> None:
     file_id = cli.data("files", "upload", rows)[0]["id"]
     before = files_of(server)
@@ -106,6 +121,7 @@ WRONG = {
     "tunesmith: {adaptor: {r: 8}}": "Unknown field 'tunesmith.adaptor'; did you mean 'adapter'?",
     "learning_rate: 1": "Unknown field 'learning_rate'",
     "tunesmith: {adapter: {r: 0}}": "'tunesmith.adapter.r' must be an integer from 1 to 512, not 0.",
+    "tunesmith: {data: {mapping: {prompt: a, messages: b}}}": "'tunesmith.data.mapping' names prompt beside messages",
     "seed: 'three'": "'seed' must be an integer",
     "seed: 1\nseed: 2": "the key 'seed' stands twice",
     "seed: [1": "line 3, column",

@@ -1,9 +1,7 @@
-"""Lines of a JSON Lines file: what is refused, with which words, and that nothing is held or unpacked."""
+"""Lines of a JSON Lines file: what is refused, with which words, and that nothing long is held."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import json
 from typing import Any
@@ -12,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.jsonl import MAX_LINE_BYTES, MAX_NESTING, LineReader, parse_row
+from service.formats.rows import MAX_ROW_BYTES
+from service.jsonl import MAX_NESTING, JsonLines, parse_row
 from trainers.registry import Fault
 
 
@@ -85,43 +84,22 @@ def test_no_bytes_crash_the_parser(line: bytes) -> None:
     assert isinstance(parse_row(line), (dict, Fault))
 
 
-@pytest.mark.parametrize(
-    ("content", "rule"),
-    [
-        (gzip.compress(b'{"messages": []}\n' * 100_000), "compressed"),
-        (b"PK\x03\x04rest", "compressed"),
-        (b"\x28\xb5\x2f\xfdrest", "compressed"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary"),
-        (b"\x7fELF\x02\x01\x01" + bytes(9), "binary"),
-        ('{"messages": []}\n'.encode("utf-16"), "bad_encoding"),
-        ('{"messages": []}\n'.encode("utf-16-le"), "bad_encoding"),
-        ('{"messages": []}\n'.encode("utf-16-be"), "bad_encoding"),
-    ],
-)
-def test_a_file_that_is_no_text_is_refused_by_its_first_bytes(content: bytes, rule: str) -> None:
-    reader = LineReader(io.BytesIO(content))
-    refusal = reader.refusal()
-    assert refusal is not None
-    assert refusal.rule == rule
-    assert reader.bytes_read == 0
-    assert reader.sha256() == hashlib.sha256(content).hexdigest()
+def lines(content: bytes) -> list[Any]:
+    return [(number, row) for number, row, _ in JsonLines(io.BufferedReader(io.BytesIO(content)))]  # type: ignore[type-var]
 
 
-def test_text_is_not_refused_and_nothing_is_lost_by_looking() -> None:
-    content = '{"a": "日本語"}\r\n{"b": 1}'.encode()
-    reader = LineReader(io.BytesIO(content))
-    assert reader.refusal() is None
-    assert list(reader) == ['{"a": "日本語"}'.encode(), b'{"b": 1}']
-    assert (reader.sha256(), reader.bytes_read) == (hashlib.sha256(content).hexdigest(), len(content))
+def test_lines_end_as_they_do_on_any_system() -> None:
+    assert lines('{"a": "日本語"}\r\n{"b": 1}'.encode()) == [(1, {"a": "日本語"}), (2, {"b": 1})]
 
 
 @pytest.mark.parametrize(("extra", "fits"), [(0, True), (1, False), (3 * 2**20, False)])
 def test_a_line_is_read_up_to_the_limit_and_passed_over_beyond(extra: int, fits: bool) -> None:
-    long = b"x" * (MAX_LINE_BYTES + extra)
-    first, second = list(LineReader(io.BytesIO(long + b"\nnext")))
-    assert second == b"next"
+    frame = b'{"a": ""}'
+    long = frame[:-2] + b"x" * (MAX_ROW_BYTES - len(frame) + extra) + frame[-2:]
+    (_, first), second = lines(long + b'\n{"b": 1}')
+    assert second == (2, {"b": 1})
     if fits:
-        assert first == long
+        assert first == json.loads(long)
     else:
         assert isinstance(first, Fault)
         assert first.rule == "line_too_long"

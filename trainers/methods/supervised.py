@@ -80,7 +80,8 @@ def _modern(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wrong_shape(row: Row) -> Fault:
-    hint = 'A supervised row is {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}.'
+    hint = 'A supervised row is {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}; '
+    hint += "rows of other columns need a mapping, tunesmith.data.mapping."
     if shape := shape_of(row):
         return Fault("", "row_shape", f"this is a {shape} row; method supervised takes chat rows", hint)
     return Fault(

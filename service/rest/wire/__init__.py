@@ -12,6 +12,7 @@ from service.rest.wire.estimates import JobEstimate as JobEstimate
 from service.rest.wire.files import FileDeleted as FileDeleted
 from service.rest.wire.files import FileList as FileList
 from service.rest.wire.files import FileObject as FileObject
+from service.rest.wire.files import ImportFileRequest as ImportFileRequest
 from service.rest.wire.files import KnownPurpose as KnownPurpose
 from service.rest.wire.files import Purpose as Purpose
 from service.rest.wire.jobs import CheckpointList as CheckpointList

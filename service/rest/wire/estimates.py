@@ -10,7 +10,7 @@ from service.data_report import DataReport, Param
 from service.estimate import CostEstimate, CountedData, Placement, PlanEstimate, TimeEstimate
 from service.rest.wire.jobs import CreateFineTuningJobRequest
 from service.rest.wire.shared import Answer
-from trainers.spec import Frozen, Resolved, TrainingSpec
+from trainers.spec import DataSpec, Frozen, Resolved, TrainingSpec
 
 
 class EstimateJobRequest(CreateFineTuningJobRequest):
@@ -49,6 +49,7 @@ class CheckFileRequest(Frozen):
     )
     method: str = Field(default="supervised", min_length=1, max_length=64, description="Name of the method.")
     training: TrainingSpec = Field(default=TrainingSpec(), description="As a job has it; max_length and overlong count here.")
+    data: DataSpec = Field(default=DataSpec(), description="As a job has it: format, and which columns hold what.")
     purpose: Param = Field(default="training_file", description="What it is for: a validation file may be of one row.")
     preview: int = Field(default=0, ge=0, le=5, description="Rows that the report shows as the model will see them.")
 

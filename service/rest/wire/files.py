@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from service.rest.wire.shared import Answer, CursorList
+from trainers.spec import Frozen
 
 Purpose = Literal["fine-tune"]
 KnownPurpose = Literal[
@@ -41,3 +42,21 @@ class FileList(CursorList):
     """Files, newest first unless asked otherwise."""
 
     data: list[FileObject]
+
+
+class ImportFileRequest(Frozen):
+    """Where a file lies that the service shall fetch."""
+
+    source: str = Field(
+        min_length=1,
+        max_length=2048,
+        description="https://host/path or s3://bucket/key, of the hosts and buckets that the service's operator has allowed.",
+        examples=["https://datasets.example.com/train.jsonl.gz"],
+    )
+    purpose: Purpose = Field(description="As for an upload.")
+    filename: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+        default=None, description="Name of the file; the last part of the source unless given."
+    )
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(
+        default=None, description="What the bytes must hash to; others are refused."
+    )

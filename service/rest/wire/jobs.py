@@ -11,6 +11,7 @@ from service.rest.wire.shared import Answer, CursorList, List
 from trainers.spec import (
     AdapterSpec,
     CheckpointSpec,
+    DataSpec,
     EvaluationSpec,
     Frozen,
     Hyperparameters,
@@ -99,6 +100,7 @@ class TunesmithJob(Answer):
     queued_at: int | None
     started_at: int | None
     progress: Progress
+    data: DataSpec
     adapter: AdapterSpec
     training: TrainingSpec
     checkpoints: CheckpointSpec
