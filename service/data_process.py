@@ -2,42 +2,36 @@
 
 `run_check` is the parent's half, called by validation.py and by `tunesmith files check`; `main` is the
 child's. The order goes in on standard input; progress and, last, the report come out as lines of JSON on
-standard output, so nothing is left behind when either is killed. What is checked is datasets.py's business.
+standard output, so nothing is left behind when either is killed. What is checked is datasets.py's business,
+how a limited process is run that of trainers/limited_process.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import errno
 import os
-import resource
 import shutil
 import signal
 import sys
 import time
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
 from service.data_report import CheckRequest, DataReport, Failure, failed_report
 from service.datasets import OnProgress, check, quiet
 from service.formats.packed import Growth, grows
+from trainers.limited_process import RUST_OUT_OF_MEMORY, Command, Ended, NotStarted, run_limited
 from trainers.registry import Fault
+from trainers.self_limits import die_with, limit_self
 from trainers.spec import Frozen
 
 MAX_REPORT_BYTES = 32 * 2**20
 """Longest line taken from the child; a report of 10,000 faults fits."""
-LAST_WORDS_BYTES = 4096
 PROGRESS_SECONDS = 1.0
 EXIT_MEMORY, EXIT_SIZE, EXIT_STORAGE = 70, 71, 74
-RUST_OUT_OF_MEMORY = "memory allocation of"
-"""How Rust's allocator, and so the tokenizer, ends a process."""
 _ENDED: dict[Failure, tuple[str, str, str]] = {
     "memory": ("check_memory", "checking the file needed more memory than it may use", "Shorten the longest rows or split them."),
     "time": ("check_time", "checking the file took longer than it may", "Split the file, or choose another base model."),
@@ -80,61 +74,24 @@ async def run_check(request: CheckRequest, *, memory_bytes: int, timeout: timede
 
 
 async def _supervise(order: _Order, timeout: timedelta, on_progress: OnProgress) -> DataReport:
-    try:
-        process = await _spawn()
-    except OSError as error:
-        return _failed(order, "storage", str(error))
-    try:
-        async with _ended_afterwards(process) as last_words, asyncio.timeout(timeout.total_seconds()):
-            report = await _talk(process, order, on_progress)
-    except TimeoutError:
-        return _failed(order, "time", f"limit {timeout.total_seconds():,.0f} s")
-    return _judged(order, process.returncode or 0, last_words.result(), report)
-
-
-async def _spawn() -> Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-sP", "-m", "service.data_process"),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        env=_environment(),
-        start_new_session=True,
-        limit=MAX_REPORT_BYTES,
-    )
-
-
-@asynccontextmanager
-async def _ended_afterwards(process: Process) -> AsyncGenerator[asyncio.Task[str]]:
-    """What the process says last on standard error, known at the end, when nothing of its group is left."""
-    assert process.stderr is not None
-    last_words = asyncio.create_task(_last_words(process.stderr))
-    try:
-        yield last_words
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        await last_words
-
-
-async def _talk(process: Process, order: _Order, on_progress: OnProgress) -> DataReport | None:
-    """Tell the child what to do and listen until it has ended; its report if it gave one."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(ConnectionError):  # it may die before it has read; its exit status tells more
-        process.stdin.write(order.model_dump_json().encode())
-        await process.stdin.drain()
-        process.stdin.close()
     report: DataReport | None = None
-    while line := await _line(process.stdout):
+
+    def hear(line: bytes) -> None:
+        nonlocal report
         said = _said(line)
         if isinstance(said, DataReport):
             report = said
         elif said is not None:
             on_progress(*said)
-    await process.wait()
-    return report
+
+    command = Command((sys.executable, "-sP", "-m", "service.data_process"), _environment(), longest_line=MAX_REPORT_BYTES)
+    try:
+        ended = await run_limited(command, order.model_dump_json().encode(), hear, timeout=timeout)
+    except NotStarted as error:
+        return _failed(order, "storage", str(error))
+    if ended.late:
+        return _failed(order, "time", f"limit {timeout.total_seconds():,.0f} s")
+    return _judged(order, ended, report)
 
 
 def _said(line: bytes) -> tuple[int, int] | DataReport | None:
@@ -144,36 +101,17 @@ def _said(line: bytes) -> tuple[int, int] | DataReport | None:
     return None
 
 
-async def _line(stream: asyncio.StreamReader) -> bytes:
-    """The next line, a blank one in place of one that is too long, b"" at the end."""
-    try:
-        return await stream.readline()
-    except ValueError:
-        return b"\n"
-
-
-async def _last_words(stream: asyncio.StreamReader) -> str:
-    """The last line of a stream, or the one in which Rust's allocator says that memory is out."""
-    end = b""
-    while piece := await stream.read(2**16):
-        end = (end + piece)[-LAST_WORDS_BYTES:]
-    lines = end.decode(errors="replace").strip().splitlines()
-    return next((line for line in reversed(lines) if RUST_OUT_OF_MEMORY in line), lines[-1] if lines else "")[:300]
-
-
-def _judged(order: _Order, status: int, last_words: str, report: DataReport | None) -> DataReport:
+def _judged(order: _Order, ended: Ended, report: DataReport | None) -> DataReport:
     """The report, or one of why there is none."""
-    if status == 0 and report is not None:
+    if ended.status == 0 and report is not None:
         return report
-    if status == EXIT_MEMORY or RUST_OUT_OF_MEMORY in last_words:
+    if ended.status == EXIT_MEMORY or RUST_OUT_OF_MEMORY in ended.last_words:
         return _failed(order, "memory", f"limit {order.memory_bytes:,} bytes")
-    if status in (EXIT_SIZE, EXIT_STORAGE):
-        return _failed(order, "size" if status == EXIT_SIZE else "storage", last_words)
-    if status == -signal.SIGXCPU:
+    if ended.status in (EXIT_SIZE, EXIT_STORAGE):
+        return _failed(order, "size" if ended.status == EXIT_SIZE else "storage", ended.last_words)
+    if ended.status == -signal.SIGXCPU:
         return _failed(order, "time", f"limit {order.cpu_seconds:,} s of processor time")
-    names = {number.value: number.name for number in signal.Signals}
-    ending = f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"
-    return _failed(order, "crash", f"{ending}; {last_words}" if last_words else ending)
+    return _failed(order, "crash", ended.words)
 
 
 def _failed(order: _Order, failure: Failure, detail: str) -> DataReport:
@@ -211,19 +149,10 @@ def main() -> int:
 
 def _limit_self(order: _Order) -> None:
     """Give up rights before the first byte from outside is read."""
-    _die_with(order.parent)
-    os.nice(5)  # leases are renewed and runs report meanwhile, perhaps on the same cores
+    die_with(order.parent)
     size = _may_hold(order.request)
-    for kind, limit in (
-        (resource.RLIMIT_AS, order.memory_bytes),
-        (resource.RLIMIT_CPU, order.cpu_seconds),
-        (resource.RLIMIT_FSIZE, 64 * 2**20 + 40 * size),  # tokens and weights take at most 6 bytes for each byte, headers more
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        # At the hard limit of processor time the kernel kills without a reason; the soft one says SIGXCPU.
-        resource.setrlimit(kind, (max(0, limit - 2) if kind == resource.RLIMIT_CPU else limit, limit))
+    file_bytes = 64 * 2**20 + 40 * size  # tokens and weights take at most 6 bytes for each byte, headers more
+    limit_self(memory_bytes=order.memory_bytes, cpu_seconds=order.cpu_seconds, file_bytes=file_bytes)
 
 
 def _may_hold(request: CheckRequest) -> int:
@@ -232,16 +161,6 @@ def _may_hold(request: CheckRequest) -> int:
     with open(request.path, "rb") as file:
         packed = grows(file.read(4))
     return Growth(request.max_unpacked_ratio, request.max_unpacked_bytes).limit(size) if packed else size
-
-
-def _die_with(parent: int) -> None:
-    if sys.platform != "linux":
-        return
-    prctl: Any = ctypes.CDLL(None).prctl
-    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _say(line: str) -> None:

@@ -31,6 +31,7 @@ from service.catalogue import Catalogue, CatalogueError
 from service.deliveries import Deliveries
 from service.driver import Driver
 from service.embedded import CannotStart, Lock, Ports, StackState, listen, preflight
+from service.grading import Grading
 from service.logs import log_to
 from service.metrics import MeteredStorage, Metrics
 from service.quotas import Quotas
@@ -104,8 +105,10 @@ async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asy
     reports = RunReports(store, storage, metrics, wake)
     admission = Admission(store, Quotas.of(settings))
     await stack.enter_async_context(_background(admission.run(), stop))
+    grading = Grading.configured(settings)
+    stack.push_async_callback(grading.close)
     validation = Validation(store, storage, settings)
-    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission, validation.files, settings)
+    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission, validation.files, grading, settings)
     rpc, rpc_port = await serve_rpc(app, rpc_address)
     stack.push_async_callback(rpc.stop, DRAIN.total_seconds())
     report_address = settings.report_address or f"{settings.host}:{rpc_port}"

@@ -113,6 +113,28 @@ class Settings(BaseSettings):
         default=False, description="Let webhooks go to loopback and private addresses too; link-local and metadata addresses never."
     )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
+    grader_base_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="OpenAI-compatible endpoint that model graders ask, e.g. http://host:8000/v1; they are off unless set.",
+    )
+    grader_api_key: SecretStr | None = Field(default=None, description="API key of that endpoint.")
+    grader_models: Words = Field(default=(), description="Models that graders may name there, separated by commas; none unless set.")
+    grader_embedding_model: str | None = Field(
+        default=None, description="Model there that makes embeddings, for the metric cosine; it is off unless set."
+    )
+    grader_timeout: timedelta = Field(
+        default=timedelta(seconds=30), gt=timedelta(0), le=timedelta(minutes=10), description="Longest time for grading one sample."
+    )
+    grader_memory_bytes: int = Field(
+        default=512 * 2**20, ge=128 * 2**20, description="Address space of a python grader's process, the interpreter's own included."
+    )
+    grader_concurrency: int = Field(default=4, ge=1, le=256, description="Graders that run at a time; another is answered 429.")
+    grader_allow_unisolated: bool = Field(
+        default=False,
+        description="Run python graders where the kernel gives them no namespaces: any key holder can then read the service's files.",
+    )
+
     max_chunked_bytes: int = Field(default=8 * 2**30, ge=1, description="Largest file that is uploaded in parts.")
     max_part_bytes: int = Field(default=64 * 2**20, ge=1, description="Largest part of such an upload.")
     upload_life: timedelta = Field(

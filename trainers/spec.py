@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 AUTO: Literal["auto"] = "auto"
 
@@ -134,7 +133,7 @@ class MappingSpec(Frozen):
             words = "must name prompt and completion, or messages"
         else:
             return self
-        raise PydanticCustomError("contradiction", "{words}", {"words": words})
+        raise ValueError(words)
 
 
 class DataSpec(Frozen):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from service.app.artifacts import ArtifactUses
 from service.app.audit import AuditUses
 from service.app.estimates import EstimateUses
+from service.app.graders import GraderUses
 from service.app.imports import ImportUses
 from service.app.keys import KeyUses
 from service.app.models import ModelUses
@@ -19,5 +20,7 @@ from service.app.webhooks import WebhookUses
 __all__ = ["App"]
 
 
-class App(ImportUses, UploadUses, EstimateUses, ArtifactUses, ModelUses, KeyUses, AuditUses, WebhookUses, OperationUses):
+class App(
+    ImportUses, UploadUses, EstimateUses, ArtifactUses, ModelUses, KeyUses, AuditUses, WebhookUses, GraderUses, OperationUses
+):
     """What Tunesmith can do for a caller."""

@@ -15,6 +15,7 @@ from service.app.turns import Turns
 from service.catalogue import Catalogue
 from service.errors import ErrorCode, TunesmithError, invalid, not_found
 from service.file_checks import FileChecks
+from service.grading import Grading
 from service.jobs import Job
 from service.records import Caller, Content, Scope
 from service.reports import RunReports
@@ -47,12 +48,13 @@ class Context(QuotaChecks):
         wake: Callable[[], None],
         admission: Admission,
         checks: FileChecks,
+        grading: Grading,
         settings: Settings,
     ) -> None:
         self.store, self.storage, self.catalogue, self.runtime = store, storage, catalogue, runtime
         self.reports, self.admission, self.settings = reports, admission, settings
         self.wake = wake
-        self.checks = checks
+        self.checks, self.grading = checks, grading
         self.assemblies = Turns(ASSEMBLIES)
 
     @asynccontextmanager

@@ -19,6 +19,7 @@ from service.rest import (
     errors,
     estimates,
     files,
+    graders,
     health,
     jobs,
     models,
@@ -60,7 +61,7 @@ def create_rest(app: App, metrics: Metrics, settings: Settings) -> FastAPI:
     )
     api.state.app, api.state.metrics, api.state.settings = app, metrics, settings
     errors.install(api)
-    for resource in (files, artifacts, jobs, models, projects, api_keys, audit_logs, webhooks, uploads, estimates, health):
+    for resource in (files, artifacts, jobs, models, projects, api_keys, audit_logs, webhooks, uploads, estimates, graders, health):
         api.include_router(resource.router)
     api.openapi = lambda: documents.document(api)
     spool.sweep(settings.spool_dir)

@@ -21,16 +21,19 @@ from service.errors import ErrorCode, TunesmithError, invalid
 
 MAX_DEPTH = 32
 MAX_DIGITS = 19
+NO_SUCH_KIND = ("union_tag_invalid", "union_tag_not_found")
+"""Pydantic's words for an object whose `type`, or whatever tells its shape, names none that there is."""
 M = TypeVar("M", bound=BaseModel)
 Schema = dict[str, Any]
 Path = tuple[str | int, ...]
 
 _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{\]}]', re.DOTALL)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_CONTROL_BUT_SPACE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
-async def read_json(request: Request) -> object:
-    """The request's body as JSON values.
+async def read_json(request: Request, *, multiline: bool = False) -> object:
+    """The request's body as JSON values; with `multiline` its strings may hold tabs and line breaks.
 
     Raises UNSUPPORTED_MEDIA_TYPE unless it is declared as JSON, INVALID_REQUEST unless it is plain JSON.
     """
@@ -38,14 +41,15 @@ async def read_json(request: Request) -> object:
     charset = re.search(r'charset\s*=\s*"?([^\s";]+)', parameters, re.IGNORECASE)
     if kind.strip().lower() != "application/json" or (charset and charset[1].lower() not in ("utf-8", "utf8")):
         raise TunesmithError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "The request body must be JSON, with content-type: application/json.")
-    return parse_json(await request.body())
+    return parse_json(await request.body(), multiline=multiline)
 
 
-def parse_json(body: bytes) -> object:
+def parse_json(body: bytes, *, multiline: bool = False) -> object:
     """Values of a JSON text in UTF-8.
 
     Refuses duplicate keys, NaN and infinite numbers, integers of more than 19 digits, more than 32
-    levels, lone surrogates and control characters, none of which a request of ours has a use for.
+    levels, lone surrogates and control characters, none of which a request of ours has a use for; source
+    and prose, for which `multiline` stands, have tabs and line breaks.
     """
     _check_depth(body)
     try:
@@ -56,7 +60,7 @@ def parse_json(body: bytes) -> object:
         value = json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_no_constant)
     except json.JSONDecodeError as exc:
         raise invalid(f"The request body is not valid JSON: {exc.msg} (line {exc.lineno}, column {exc.colno}).") from None
-    _check_strings(value)
+    _check_strings(value, _CONTROL_BUT_SPACE if multiline else _CONTROL)
     return value
 
 
@@ -100,12 +104,12 @@ def _no_constant(name: str) -> NoReturn:
     raise invalid(f"The request body holds {name}, which is not JSON.")
 
 
-def _check_strings(value: object) -> None:
+def _check_strings(value: object, refused: re.Pattern[str]) -> None:
     waiting = [value]
     while waiting:
         item = waiting.pop()
         if isinstance(item, str):
-            _check_string(item)
+            _check_string(item, refused)
         elif isinstance(item, list):
             waiting.extend(cast("list[object]", item))
         elif isinstance(item, dict):
@@ -113,8 +117,8 @@ def _check_strings(value: object) -> None:
             waiting.extend((*entries, *entries.values()))
 
 
-def _check_string(text: str) -> None:
-    if (found := _CONTROL.search(text)) is not None:
+def _check_string(text: str, refused: re.Pattern[str]) -> None:
+    if (found := refused.search(text)) is not None:
         raise invalid(f"The string {_shown(text)} of the request body holds the control character U+{ord(found[0]):04X}.")
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
         raise invalid(f"The string {_shown(text)} of the request body holds a lone surrogate.")
@@ -125,7 +129,7 @@ def validated(model: type[M], value: object) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as exc:
-        raise _refusal(exc.errors(include_url=False, include_context=False), _schema(model), value) from None
+        raise _refusal(exc.errors(include_url=False), _schema(model), value) from None
 
 
 @cache
@@ -138,23 +142,36 @@ def _refusal(errors: list[ErrorDetails], root: Schema, value: object) -> Tunesmi
     paths = [_field_path(error["loc"], root, value) for error in errors]
     path, error = max(
         ((path, error) for path, error in zip(paths, errors, strict=True) if path[: len(paths[0])] == paths[0]),
-        key=lambda found: len(found[0]),
+        key=lambda found: (len(found[0]), found[1]["type"] in NO_SUCH_KIND),
     )
+    if error["type"] in NO_SUCH_KIND:
+        return _no_such_kind(path, error)
     param = dotted(path)
     if not path:
         return invalid("The request body must be a JSON object.")
     if error["type"] == "missing":
         return invalid(f"Missing required field '{param}'.", param)
     if error["type"] == "extra_forbidden":
-        return invalid(f"Unknown field '{param}'{_nearest(str(path[-1]), _nodes(path[:-1], root))}", param)
-    if error["type"] == "contradiction":
-        return invalid(f"'{param}' {error['msg']}.", param)
+        return invalid(f"Unknown field '{param}'{_nearest(str(path[-1]), _nodes(path[:-1], root, value))}", param)
+    if error["type"] == "value_error":
+        return invalid(f"'{param}' {error['msg'].removeprefix('Value error, ')}.", param)
     if error["loc"][-1] == "[key]":
-        rules = [{"type": "string", **node["propertyNames"]} for node in _nodes(path[:-1], root) if "propertyNames" in node]
+        rules = [{"type": "string", **node["propertyNames"]} for node in _nodes(path[:-1], root, value) if "propertyNames" in node]
         rule = _words({"anyOf": rules}, root)
         return invalid(f"The keys of '{dotted(path[:-1])}' must be {rule}.", dotted(path[:-1]))
-    expected = " or ".join(dict.fromkeys(_words(node, root) for node in _nodes(path, root)))
+    expected = " or ".join(dict.fromkeys(_words(node, root) for node in _nodes(path, root, value)))
     return invalid(f"'{param}' must be {expected}, not {_shown(error['input'])}.", param)
+
+
+def _no_such_kind(path: Path, error: ErrorDetails) -> TunesmithError:
+    """An object whose shape one of its fields decides, and which names none that there is."""
+    context: dict[str, str] = error.get("ctx", {})
+    field = context["discriminator"].strip("'")
+    param = dotted((*path, field))
+    if error["type"] == "union_tag_not_found":
+        return invalid(f"Missing required field '{param}'.", param)
+    expected = context["expected_tags"].replace("'", '"').replace(", ", " or ")
+    return invalid(f"'{param}' must be {expected}, not {_shown(error['input'][field])}.", param)
 
 
 def dotted(path: Path) -> str:
@@ -165,8 +182,9 @@ def dotted(path: Path) -> str:
 def _field_path(loc: Path, root: Schema, value: object) -> Path:
     """`loc` without the names pydantic gives to the branches of a union."""
     path: Path = ()
+    whole = value
     for part in loc:
-        if isinstance(value, dict) and (part in value or any(part in node.get("properties", {}) for node in _nodes(path, root))):
+        if isinstance(value, dict) and (part in value or any(part in node.get("properties", {}) for node in _nodes(path, root, whole))):
             value = cast("dict[str | int, object]", value).get(part)
         elif isinstance(value, list) and isinstance(part, int):
             value = cast("list[object]", value)[part]
@@ -176,12 +194,21 @@ def _field_path(loc: Path, root: Schema, value: object) -> Path:
     return path
 
 
-def _nodes(path: Path, root: Schema) -> list[Schema]:
-    """Schemas, unions taken apart, of the field at `path`."""
-    nodes = _branches(root, root)
+def _nodes(path: Path, root: Schema, value: object) -> list[Schema]:
+    """Schemas, unions taken apart, of the field at `path` of `value`."""
+    nodes = _branches(root, root, value)
     for part in path:
-        nodes = [branch for node in nodes for below in _below(node, part) for branch in _branches(below, root)]
+        value = _inside(value, part)
+        nodes = [branch for node in nodes for below in _below(node, part) for branch in _branches(below, root, value)]
     return nodes
+
+
+def _inside(value: object, part: str | int) -> object:
+    if isinstance(value, dict):
+        return cast("dict[str | int, object]", value).get(part)
+    if isinstance(value, list) and isinstance(part, int):
+        return cast("list[object]", value)[part]
+    return None
 
 
 def _below(node: Schema, part: str | int) -> list[Schema]:
@@ -191,12 +218,23 @@ def _below(node: Schema, part: str | int) -> list[Schema]:
     return [found] if isinstance(found, dict) else []
 
 
-def _branches(node: Schema, root: Schema) -> list[Schema]:
+def _branches(node: Schema, root: Schema, value: object = None) -> list[Schema]:
+    """The schemas that a value may have."""
     if "$ref" in node:
-        return _branches(root["$defs"][node["$ref"].rpartition("/")[2]], root)
-    if "anyOf" in node:
-        return [branch for option in node["anyOf"] for branch in _branches(option, root)]
+        return _branches(root["$defs"][node["$ref"].rpartition("/")[2]], root, value)
+    if "anyOf" in node or "oneOf" in node:
+        return [branch for option in _options(node, value) for branch in _branches(option, root, value)]
     return [node]
+
+
+def _options(node: Schema, value: object) -> list[Schema]:
+    """The branches of a union; where a field tells them apart, the one that `value` names."""
+    told = node.get("discriminator")
+    if told is not None and isinstance(value, dict):
+        named = cast("dict[str, object]", value).get(told["propertyName"])
+        if isinstance(named, str) and named in told["mapping"]:
+            return [{"$ref": told["mapping"][named]}]
+    return node.get("anyOf") or node["oneOf"]
 
 
 def _nearest(name: str, nodes: list[Schema]) -> str:

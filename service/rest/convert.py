@@ -1,9 +1,10 @@
-"""From the wire's request to a `JobSpec`, and from jobs, files and models to their wire shapes. Pure."""
+"""From the wire's request to a `JobSpec`, and from jobs, files, models and gradings to their wire shapes. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, cast
 
 from service.errors import invalid
@@ -11,6 +12,8 @@ from service.estimate import Estimate
 from service.jobs import Event, Job, JobSpec, JobStatus, MethodSpec
 from service.records import Artifact, Checkpoint, File, Model, Page, Upload, UploadPart
 from service.rest import wire
+from trainers.graders.outcome import Outcome
+from trainers.graders.spec import Grader
 from trainers.spec import Hyperparameters
 
 STATUS: dict[JobStatus, str] = {
@@ -251,3 +254,20 @@ def _finite(value: Any) -> Any:
             return [_finite(item) for item in cast("list[Any]", value)]
         case _:
             return value
+
+
+def grader_run(grader: Grader, outcome: Outcome) -> wire.GraderRun:
+    """A grading as OpenAI shows it."""
+    scores = dict(outcome.sub_rewards)
+    metadata = wire.GraderRunMetadata(
+        name=grader.name or grader.type,
+        type=grader.type,
+        errors=wire.GraderErrors.model_validate(asdict(outcome.errors)),
+        execution_time=outcome.execution_time,
+        scores=scores,
+        sampled_model_name=outcome.models[0] if len(outcome.models) == 1 else None,
+        token_usage=sum(outcome.usage.values()) if outcome.usage else None,
+    )
+    return wire.GraderRun(
+        reward=outcome.reward, sub_rewards=scores, metadata=metadata, model_grader_token_usage_per_model=dict(outcome.usage)
+    )

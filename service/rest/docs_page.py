@@ -47,8 +47,8 @@ def _type(node: Schema) -> str:
     if "$ref" in node:
         name = escape(node["$ref"].rpartition("/")[2])
         return f"<a href=#{name}>{name}</a>"
-    if "anyOf" in node:
-        return " or ".join(_type(option) for option in node["anyOf"])
+    if "anyOf" in node or "oneOf" in node:
+        return " or ".join(_type(option) for option in node.get("anyOf") or node["oneOf"])
     if node.get("type") == "array":
         return f"list of {_type(node.get('items', {}))}"
     if "const" in node or "enum" in node:

@@ -44,6 +44,8 @@ BYTES: dict[int | str, dict[str, Any]] = {
     206: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "description": "The range."},
     307: {"description": "The object store serves the bytes, at `location`."},
 }
+
+
 CREATE_JOB_BODY: dict[str, Any] = {
     **json_body(wire.CreateFineTuningJobRequest),
     "parameters": [

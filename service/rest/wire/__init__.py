@@ -15,6 +15,12 @@ from service.rest.wire.files import FileObject as FileObject
 from service.rest.wire.files import ImportFileRequest as ImportFileRequest
 from service.rest.wire.files import KnownPurpose as KnownPurpose
 from service.rest.wire.files import Purpose as Purpose
+from service.rest.wire.graders import GraderErrors as GraderErrors
+from service.rest.wire.graders import GraderRun as GraderRun
+from service.rest.wire.graders import GraderRunMetadata as GraderRunMetadata
+from service.rest.wire.graders import RunGraderRequest as RunGraderRequest
+from service.rest.wire.graders import ValidatedGrader as ValidatedGrader
+from service.rest.wire.graders import ValidateGraderRequest as ValidateGraderRequest
 from service.rest.wire.jobs import CheckpointList as CheckpointList
 from service.rest.wire.jobs import CheckpointMetrics as CheckpointMetrics
 from service.rest.wire.jobs import CreateFineTuningJobRequest as CreateFineTuningJobRequest
