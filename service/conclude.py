@@ -30,6 +30,19 @@ def failed_job(job: Job, error: JobError, now: float) -> tuple[Job, list[Notice]
     return failed, [Notice(f"The job failed due to {error.code}: {error.message}", level="error")]
 
 
+def paused_job(job: Job, last_saved: int) -> tuple[Job, list[Notice]]:
+    """The job PAUSED, nothing of its run left; `last_saved` is the step of its newest checkpoint, 0 when there is none."""
+    onward = f"go on from step {last_saved}" if last_saved else "start afresh"
+    paused = advance(
+        job,
+        JobStatus.PAUSED,
+        reason=f"paused: once resumed it will {onward}",
+        lease_owner=None,
+        progress=job.progress.model_copy(update={"stage": "", "eta_seconds": None}),
+    )
+    return paused, [Notice("The job has been paused")]
+
+
 def requeued_job(job: Job, run: Run, cause: str, last_saved: int, backoff: float, now: float) -> tuple[Job, list[Notice]]:
     """The job back in the queue after its run was lost; a run that made progress gives the budget back."""
     progressed = last_saved > (run.resumed_step or 0)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import structlog
 
 from service import objects
-from service.conclude import failed_job, requeued_job, result_file, succeeded_notices
+from service.conclude import failed_job, paused_job, requeued_job, result_file, succeeded_notices
 from service.gangs import gang
 from service.jobs import FINAL, ON_RAY, TRANSITIONS, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
@@ -30,7 +30,7 @@ from service.settings import Settings
 from service.store import Stale, Store, StoreUnavailable, Transaction
 from service.store.runs import Run
 from trainers import manifest
-from trainers.spec import RunSpec, model_prefix, published_prefix, run_prefix
+from trainers.spec import RunSpec, model_prefix, run_prefix
 from trainers.storage import NoSuchObject, Storage, StorageUnavailable
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,6 @@ GLANCE = timedelta(seconds=1)
 """Longest wait between two looks at a run; `wake` makes it shorter."""
 RESTING = FINAL | {JobStatus.QUEUED, JobStatus.PAUSED}
 """States in which a job needs no driver."""
-STOPS_AS = {JobStatus.CANCELLING: JobStatus.CANCELLED, JobStatus.PAUSING: JobStatus.PAUSED}
 ENDED = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED, RunState.UNKNOWN})
 
 
@@ -77,7 +76,7 @@ class Driver:
             JobStatus.STARTING: self._start,
             JobStatus.RUNNING: self._watch,
             JobStatus.CANCELLING: self._stop,
-            JobStatus.PAUSING: self._stop,
+            JobStatus.PAUSING: self._pause,
         }
 
     def wake(self) -> None:
@@ -123,33 +122,62 @@ class Driver:
     async def _watch(self, job: Job) -> None:
         """Until the run has said its last word, or has fallen silent."""
         run_id, since = f"{job.id}-{job.epoch}", time.monotonic()
-        while job.status in (JobStatus.STARTING, JobStatus.RUNNING):
+        while True:
             seen = await self._observe(run_id)
             job, run = await self._read_run(job.id)
+            if job.status not in (JobStatus.STARTING, JobStatus.RUNNING):
+                return
             if run.outcome is not None:
                 return await self._conclude(job, run)
             cause = self._lost_cause(run, seen, time.monotonic() - since)
-            if cause is not None and job.status in (JobStatus.STARTING, JobStatus.RUNNING):
+            if cause is not None:
                 return await self._lost(job, run, cause)
             await self._glance()
-        return None
+
+    async def _pause(self, job: Job) -> None:
+        """PAUSING: the run writes a checkpoint and leaves, or is killed when it takes too long; its last word still counts."""
+        run_id, since = f"{job.id}-{job.epoch}", time.monotonic()
+        while True:
+            seen = await self._observe(run_id)
+            job, run = await self._read_run(job.id)
+            if job.status is not JobStatus.PAUSING:
+                return
+            if run.outcome is not None and run.outcome.get("cause") != "infrastructure":
+                return await self._conclude(job, run)
+            if seen is not None and not seen.alive:
+                return await self._rest(job, run)
+            if time.monotonic() - since > self._pause_grace(run).total_seconds():
+                with suppress(RuntimeUnavailable):
+                    await self._runtime.stop(run_id)
+            await self._glance()
+
+    def _pause_grace(self, run: Run) -> timedelta:
+        """A run that has not begun to train has nothing to save."""
+        return self._settings.pause_grace if run.resumed_step is not None else timedelta(0)
+
+    async def _rest(self, job: Job, run: Run) -> None:
+        """PAUSED: nothing of the run is left."""
+        async with self._writing() as tx:
+            current = await self._still(tx, job)
+            await tx.update_run(job.id, run.epoch, ended_at=tx.time)
+            last_saved = max((c.step for c in await tx.checkpoints(job.id)), default=0)
+            paused, notices = paused_job(current, last_saved)
+            await tx.apply(current, paused, notices)
+        self._ended(job.id, "paused")
 
     async def _stop(self, job: Job) -> None:
-        """CANCELLING and PAUSING end only when nothing of the run is left."""
-        run_id = f"{job.id}-{job.epoch}"
-        await self._until_gone(run_id, grace=self._settings.cancel_grace)
+        """CANCELLING ends only when nothing of the run is left."""
+        await self._until_gone(f"{job.id}-{job.epoch}", grace=self._settings.cancel_grace)
         async with self._writing() as tx:
-            status = STOPS_AS[job.status]
             current = await tx.any_job(job.id, lock=True)
             if current.status is not job.status:
                 raise Stale(job.id)
-            ended = {"finished_at": tx.time} if status in FINAL else {}
             await tx.update_run(job.id, job.epoch, ended_at=tx.time)
-            await tx.apply(current, advance(current, status, lease_owner=None, reason="", **ended), [Notice(f"The job has been {status}")])
-        if status is JobStatus.CANCELLED:
-            self._ended(job.id, "cancelled")
-            await asyncio.to_thread(manifest.remove, self._storage, f"{published_prefix(job.id)}/")
-            await asyncio.to_thread(manifest.remove, self._storage, f"runs/{job.id}/")
+            await tx.forget_checkpoints(job.id)
+            cancelled = advance(current, JobStatus.CANCELLED, lease_owner=None, reason="", finished_at=tx.time)
+            await tx.apply(current, cancelled, [Notice("The job has been cancelled")])
+        self._ended(job.id, "cancelled")
+        await asyncio.to_thread(objects.discard_job, self._storage, job.id)
 
     async def give_up(self, job_id: str, error: JobError) -> None:
         """Fail the job whose steps end in an error that nobody foresaw; a job that is being stopped goes on being stopped."""
@@ -204,7 +232,8 @@ class Driver:
                 lease_owner=None,
                 reason="",
             )
-            await tx.apply(current, done, succeeded_notices(name, stopped_early=outcome["stopped_early"]))
+            late = [Notice("The job finished before it could be paused")] if current.status is JobStatus.PAUSING else []
+            await tx.apply(current, done, late + succeeded_notices(name, stopped_early=outcome["stopped_early"]))
         self._ended(job.id, "succeeded")
         await self._tidy(job, run.epoch)
 
@@ -263,6 +292,7 @@ class Driver:
             storage_url=self._settings.storage,
             report_address=self._report_address,
             tuned_model=planned_model_name(job),
+            integrations=job.spec.integrations,
             resume_from=await asyncio.to_thread(objects.checkpoint_prefixes, self._storage, job.id, job.epoch),
         )
 
@@ -315,11 +345,13 @@ class Driver:
             return []
 
     async def _tidy(self, job: Job, epoch: int) -> None:
-        """The bytes of runs that were lost, and the token, are of no more use."""
+        """The token and what earlier runs left are of no more use, but for the checkpoints that are still listed."""
+        async with self._store.read() as tx:
+            listed = [checkpoint.prefix for checkpoint in await tx.checkpoints(job.id)]
         await asyncio.to_thread(self._storage.delete, f"{run_prefix(job.id, epoch)}/token")
         for old in range(1, epoch):
             for prefix in (run_prefix(job.id, old), model_prefix(job.id, old)):
-                await asyncio.to_thread(manifest.remove, self._storage, f"{prefix}/")
+                await asyncio.to_thread(manifest.remove, self._storage, prefix, keep=listed)
 
     def _ended(self, job_id: str, outcome: str) -> None:
         self._metrics.run_ended(outcome)

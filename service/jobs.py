@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trainers.spec import BaseModelRef, DatasetRef, Frozen, Hyperparameters, Resolved, TunesmithSpec
+from trainers.spec import BaseModelRef, DatasetRef, Frozen, Hyperparameters, IntegrationSpec, Resolved, TunesmithSpec
 
 
 class JobStatus(StrEnum):
@@ -35,13 +35,15 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     S.QUEUED: frozenset({S.STARTING, S.PAUSED, S.CANCELLED}),
     S.STARTING: frozenset({S.RUNNING, S.QUEUED, S.FAILED, S.PAUSING, S.CANCELLING}),
     S.RUNNING: frozenset({S.SUCCEEDED, S.FAILED, S.QUEUED, S.PAUSING, S.CANCELLING}),
-    S.PAUSING: frozenset({S.PAUSED, S.QUEUED, S.FAILED, S.CANCELLING}),
+    S.PAUSING: frozenset({S.PAUSED, S.QUEUED, S.SUCCEEDED, S.FAILED, S.CANCELLING}),
     S.PAUSED: frozenset({S.QUEUED, S.CANCELLED}),
     S.CANCELLING: frozenset({S.CANCELLED}),
     S.SUCCEEDED: frozenset(),
     S.FAILED: frozenset(),
     S.CANCELLED: frozenset(),
 }
+CHECKPOINT_MARK = ":ckpt-step-"
+"""What tells a checkpoint's name from a tuned model's."""
 FINAL = frozenset(status for status, onward in TRANSITIONS.items() if not onward)
 """States that nothing leaves."""
 ON_RAY = frozenset({S.STARTING, S.RUNNING, S.PAUSING, S.CANCELLING})
@@ -65,6 +67,7 @@ class JobSpec(Frozen):
     seed: int | None = None
     """Drawn when the job is accepted, unless given."""
     metadata: dict[str, str] = Field(default={})
+    integrations: list[IntegrationSpec] = Field(default=[])
     method: MethodSpec
     tunesmith: TunesmithSpec = TunesmithSpec()
 
@@ -178,4 +181,4 @@ def tuned_model_name(base_model: str, organization: str, suffix: str | None, job
 
 def checkpoint_model_name(tuned_model: str, step: int, last_step: int) -> str:
     """Name of a checkpoint's model; the last checkpoint is the tuned model itself."""
-    return tuned_model if step == last_step else f"{tuned_model}:ckpt-step-{step}"
+    return tuned_model if step == last_step else f"{tuned_model}{CHECKPOINT_MARK}{step}"

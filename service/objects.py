@@ -14,7 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainers import manifest
 from trainers.manifest import MANIFEST
+from trainers.spec import published_prefix
 from trainers.storage import NoSuchObject, ObjectExists, Storage, StorageDenied, StorageError, StorageFull, StorageUnavailable
 
 PIECE = 2**20
@@ -62,10 +64,16 @@ def keep_file(storage: Storage, key: str, path: Path) -> Kept:
 
 def checkpoint_prefixes(storage: Storage, job_id: str, epoch: int) -> list[str]:
     """Prefixes of the complete checkpoints that runs before `epoch` left: newest step first, of equal steps the latest run's."""
-    manifest = re.compile(rf"(runs/{re.escape(job_id)}/(\d+)/checkpoints/step-(\d+))/{re.escape(MANIFEST)}", re.ASCII)
-    matches = (manifest.fullmatch(info.key) for info in storage.list(f"runs/{job_id}/"))
+    complete = re.compile(rf"(runs/{re.escape(job_id)}/(\d+)/checkpoints/step-(\d+))/{re.escape(MANIFEST)}", re.ASCII)
+    matches = (complete.fullmatch(info.key) for info in storage.list(f"runs/{job_id}/"))
     found = [(int(match[3]), int(match[2]), match[1]) for match in matches if match is not None]
     return [prefix for _, run, prefix in sorted(found, reverse=True) if run < epoch]
+
+
+def discard_job(storage: Storage, job_id: str) -> None:
+    """Delete all that runs of a cancelled job left: checkpoints, and what may have been published."""
+    for prefix in (published_prefix(job_id), f"runs/{job_id}"):
+        manifest.remove(storage, prefix)
 
 
 def probe(storage: Storage) -> None:

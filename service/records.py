@@ -137,13 +137,27 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A base model of the catalogue that is in storage (`job_id` None), or a tuned model."""
+    """A base model of the catalogue that is in storage (`job_id` None), or a tuned model or checkpoint.
+
+    `prefix` is where its files lie and `project_id` whose it is, where the model was looked up by its name.
+    """
 
     id: str
     created_at: float
     owned_by: str
     job_id: str | None = None
     base: BaseModelRef | None = None
+    project_id: str | None = None
+    prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Another project may use a tuned model or a checkpoint."""
+
+    id: str
+    project_id: str
+    created_at: float
 
 
 @dataclass(frozen=True, slots=True)

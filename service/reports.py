@@ -28,6 +28,8 @@ DIRECTIVES = {
     JobStatus.PAUSING: pb.DIRECTIVE_CHECKPOINT_AND_STOP,
 }
 """What a run is told for the state its job is in; anything else means go on."""
+LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss", "full_valid_loss": "full validation loss"}
+"""OpenAI's words for the numbers in a step's event."""
 
 
 class StepMeter(Protocol):
@@ -51,6 +53,8 @@ class _Update:
     notices: list[Notice]
     run: dict[str, Any]
     checkpoints: list[pb.CheckpointSaved]
+    held: dict[str, Any] | None
+    """Numbers of a step whose evaluation is going on: OpenAI tells of both in one event."""
 
 
 class RunReports:
@@ -135,7 +139,7 @@ def _refuse_stale(job: Job, run: Run) -> None:
 
 
 def _gather(job: Job, run: Run, stage: str, reports: list[pb.RunReport], result: dict[str, Any]) -> _Update:
-    update = _Update(job, [], {}, [])
+    update = _Update(job, [], {}, [], run.held)
     if stage and stage != job.progress.stage:
         update.job = replace(update.job, progress=update.job.progress.model_copy(update={"stage": stage}))
     for report in reports:
@@ -143,6 +147,8 @@ def _gather(job: Job, run: Run, stage: str, reports: list[pb.RunReport], result:
         if body is not None:
             _GATHER[body](update, getattr(report, body), result)
         update.run["last_seq"] = report.seq
+    if update.held != run.held:
+        update.run["held"] = update.held
     return update
 
 
@@ -160,6 +166,7 @@ def _started(update: _Update, started: pb.Started, result: dict[str, Any]) -> No
 
 
 def _step(update: _Update, step: pb.StepDone, result: dict[str, Any]) -> None:
+    _tell_held(update)
     total = update.job.progress.total_steps or step.step
     _progress(
         update,
@@ -178,21 +185,39 @@ def _step(update: _Update, step: pb.StepDone, result: dict[str, Any]) -> None:
         "learning_rate": step.learning_rate,
         "grad_norm": _number(step.grad_norm),
     }
-    update.notices.append(Notice(f"Step {step.step}/{total}: training loss={step.train_loss:.2f}", type="metrics", data=data))
+    update.held = data
+    if not _is_evaluated_at(update.job, step.step):
+        _tell_held(update)
+
+
+def _is_evaluated_at(job: Job, step: int) -> bool:
+    last = job.resolved is not None and step == job.resolved.steps
+    return job.validation is not None and (last or step % job.spec.tunesmith.evaluation.every_steps == 0)
 
 
 def _evaluated(update: _Update, score: pb.Evaluated, result: dict[str, Any]) -> None:
+    if update.held is not None and update.held["step"] != score.step:
+        _tell_held(update)
     total = update.job.progress.total_steps or score.step
     loss, accuracy = _number(score.valid_loss), _number(score.valid_mean_token_accuracy)
-    data: dict[str, Any] = {"step": score.step, "total_steps": total, "valid_loss": loss, "valid_mean_token_accuracy": accuracy}
-    message = f"Step {score.step}/{total}: validation loss={score.valid_loss:.2f}"
+    data = (update.held or {"step": score.step, "total_steps": total}) | {"valid_loss": loss, "valid_mean_token_accuracy": accuracy}
     if score.full:
         data |= {"full_valid_loss": loss, "full_valid_mean_token_accuracy": accuracy}
-        message += f", full validation loss={score.valid_loss:.2f}"
-    update.notices.append(Notice(message, type="metrics", data=data))
+    update.held = data
+    _tell_held(update)
+
+
+def _tell_held(update: _Update) -> None:
+    """The event of a step, with its evaluation where that came; nothing when none is held."""
+    if update.held is None:
+        return
+    data, update.held = update.held, None
+    losses = [f"{words}={_shown(data[name])}" for name, words in LOSSES.items() if name in data]
+    update.notices.append(Notice(f"Step {data['step']}/{data['total_steps']}: {', '.join(losses)}", type="metrics", data=data))
 
 
 def _checkpoint(update: _Update, saved: pb.CheckpointSaved, result: dict[str, Any]) -> None:
+    _tell_held(update)
     last = update.job.resolved.steps if update.job.resolved else -1
     name = checkpoint_model_name(planned_model_name(update.job), saved.step, last)
     update.checkpoints.append(saved)
@@ -200,6 +225,7 @@ def _checkpoint(update: _Update, saved: pb.CheckpointSaved, result: dict[str, An
 
 
 def _finished(update: _Update, finished: pb.Finished, result: dict[str, Any]) -> None:
+    _tell_held(update)
     update.run["outcome"] = {
         "kind": "finished",
         "trained_tokens": finished.trained_tokens,
@@ -209,6 +235,7 @@ def _finished(update: _Update, finished: pb.Finished, result: dict[str, Any]) ->
 
 
 def _failed(update: _Update, failed: pb.Failed, result: dict[str, Any]) -> None:
+    _tell_held(update)
     update.run["outcome"] = {
         "kind": "failed",
         "code": failed.code,
@@ -237,6 +264,10 @@ _GATHER: dict[str, Callable[[_Update, Any, dict[str, Any]], None]] = {
 
 def _finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _shown(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.2f}"
 
 
 def _number(value: float) -> float | None:

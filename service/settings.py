@@ -70,6 +70,10 @@ class Settings(BaseSettings):
         default=timedelta(seconds=10),
         description="What a run may take to leave by itself once told to stop; then it is killed.",
     )
+    pause_grace: timedelta = Field(
+        default=timedelta(minutes=5),
+        description="What a run may take to write a checkpoint and leave once its job is paused; then it is killed.",
+    )
     max_retries: int = Field(default=3, ge=0, description="Runs a job may lose to infrastructure before it fails.")
     retry_backoff: timedelta = Field(
         default=timedelta(seconds=5),
@@ -109,6 +113,10 @@ class Settings(BaseSettings):
     gpu_tflops: float | None = Field(default=None, gt=0, description="Bfloat16 TFLOP/s of one GPU, for estimates; by its type unless set.")
     gpu_memory_bytes: int | None = Field(default=None, ge=2**30, description="Memory of one GPU, for estimates; by its type unless set.")
     metrics_public: bool = Field(default=False, description="Serve /metrics without a key, for a scraper that cannot send one.")
+    wandb_enabled: bool = Field(
+        default=False,
+        description="The nodes have the `wandb` library and WANDB_API_KEY, so jobs may send their metrics to Weights & Biases.",
+    )
     webhook_allow_private: bool = Field(
         default=False, description="Let webhooks go to loopback and private addresses too; link-local and metadata addresses never."
     )

@@ -114,8 +114,12 @@ class FakeApp(App):
         known = Known(SMOLLM2, capacity, memory, (), (), devices.processor(Settings(cpu_gflops=50)), (None, None))
         return estimate(spec, data, None, known, Settings(price_per_cpu_hour=36.0))
 
-    async def list_jobs(self, caller: Caller, *, after: str | None, limit: int, metadata: dict[str, str]) -> Page[Job]:
-        jobs = [j for j in self.jobs.values() if j.project_id == caller.project_id and metadata.items() <= j.spec.metadata.items()]
+    async def list_jobs(self, caller: Caller, *, after: str | None, limit: int, metadata: dict[str, str] | None) -> Page[Job]:
+        jobs = [j for j in self.jobs.values() if j.project_id == caller.project_id]
+        if metadata is None:
+            jobs = [j for j in jobs if not j.spec.metadata]
+        else:
+            jobs = [j for j in jobs if metadata.items() <= j.spec.metadata.items()]
         return _page(jobs[::-1], after, limit)
 
     async def get_job(self, caller: Caller, job_id: str) -> Job:
@@ -132,6 +136,18 @@ class FakeApp(App):
         if job.status in FINAL:
             raise invalid(f"The job is {job.status} already and can no longer be cancelled.", "fine_tuning_job_id")
         self.jobs[job_id] = replace(job, status=JobStatus.CANCELLED, finished_at=time.time())
+        return self.jobs[job_id]
+
+    async def pause_job(self, caller: Caller, job_id: str) -> Job:
+        job = await self.get_job(caller, job_id)
+        self.jobs[job_id] = replace(job, status=JobStatus.PAUSING if job.status is JobStatus.RUNNING else JobStatus.PAUSED)
+        return self.jobs[job_id]
+
+    async def resume_job(self, caller: Caller, job_id: str) -> Job:
+        job = await self.get_job(caller, job_id)
+        if job.status is not JobStatus.PAUSED:
+            raise invalid(f"The job is {job.status}; only a paused job can be resumed.", "fine_tuning_job_id")
+        self.jobs[job_id] = replace(job, status=JobStatus.QUEUED)
         return self.jobs[job_id]
 
     async def list_events(self, caller: Caller, job_id: str, *, after: str | None, limit: int, ascending: bool = False) -> Page[Event]:

@@ -141,7 +141,7 @@ def _require_same_job(found: Manifest, prefix: str, spec: RunSpec) -> None:
 
 def _lasting(spec: dict[str, Any]) -> dict[str, Any]:
     """What no run of a job may change; where it runs and with how many workers may."""
-    passing = {"epoch", "resume_from", "report_address", "storage_url"}
+    passing = {"epoch", "resume_from", "report_address", "storage_url", "integrations"}
     kept = {key: value for key, value in spec.items() if key not in passing}
     return {**kept, "tunesmith": {key: value for key, value in spec.get("tunesmith", {}).items() if key not in ("resources", "priority")}}
 

@@ -59,7 +59,8 @@ class LoopParts:
 def train(parts: LoopParts) -> None:
     """Carry `parts.state` on from its step to the last; every checkpoint is written when this returns.
 
-    Raises Stopped when the gateway asks to leave, TrainingFailed when the loss is no longer a number.
+    Raises Stopped when the gateway asks to leave (after a checkpoint on rank 0 alone, which must be the last to go),
+    TrainingFailed when the loss is no longer a number.
     """
     spec, state, engine, reporter = parts.spec, parts.state, parts.engine, parts.reporter
     cursor, lengths = state.cursor, parts.training.lengths
@@ -96,9 +97,8 @@ def train(parts: LoopParts) -> None:
         if parts.checkpoints is not None and (last or due or leaving or cursor.stopped_early):
             parts.checkpoints.save(state.snapshot())
         if leaving:
-            _finish_saving(parts)
-            raise Stopped("the gateway asked the run to stop after a checkpoint")
-    _finish_saving(parts)
+            return _leave(parts)
+    return _finish_saving(parts)
 
 
 @dataclass(slots=True)
@@ -166,6 +166,14 @@ def _finish_saving(parts: LoopParts) -> None:
     if parts.checkpoints is not None:
         parts.reporter.stage = "saving the checkpoint"
         parts.checkpoints.wait()
+
+
+def _leave(parts: LoopParts) -> None:
+    """Other ranks return without a word: an error of theirs would end the run while rank 0 still writes and tells."""
+    _finish_saving(parts)
+    if parts.checkpoints is not None:
+        parts.reporter.deliver()
+        raise Stopped("the gateway asked the run to stop after a checkpoint")
 
 
 def _step_done(parts: LoopParts, result: StepResult, rate: float, pace: Pace, steps: int) -> pb.StepDone:

@@ -102,9 +102,10 @@ def write(storage: Storage, prefix: str, directory: Path, facts: dict[str, Any])
     return sha256_bytes(encoded), manifest.total_bytes
 
 
-def remove(storage: Storage, prefix: str) -> None:
-    """Delete all below `prefix`, every manifest first: what is half deleted must not be taken for complete."""
-    keys = [info.key for info in storage.list(f"{prefix.rstrip('/')}/")]
+def remove(storage: Storage, prefix: str, *, keep: Iterable[str] = ()) -> None:
+    """Delete all below `prefix` but for the prefixes in `keep`, every manifest first: half deleted must not look complete."""
+    kept = tuple(f"{other}/" for other in keep)
+    keys = [info.key for info in storage.list(f"{prefix.rstrip('/')}/") if not info.key.startswith(kept)]
     for key in sorted(keys, key=lambda key: key.rpartition("/")[2] != MANIFEST):
         storage.delete(key)
 

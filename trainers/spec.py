@@ -158,6 +158,28 @@ class TunesmithSpec(Frozen):
     priority: int = Field(default=0, ge=-100, le=100, description="Higher is claimed first; equal priorities in the order of creation.")
 
 
+class WandbSpec(Frozen):
+    """Where a job's numbers go at Weights & Biases."""
+
+    project: str = Field(min_length=1, max_length=128, pattern=r"^[^/\\#?%:]+$", description="Project that the run is made in.")
+    name: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        default=None, description="Name the run is shown under; the job's id unless given."
+    )
+    entity: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        default=None, description="Team or user; the API key's own unless given."
+    )
+    tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=64)] | None = Field(
+        default=None, description="Tags of the run, beside those that say which job and base model it is."
+    )
+
+
+class IntegrationSpec(Frozen):
+    """Another service that a job's numbers are sent to."""
+
+    type: Literal["wandb"] = Field(description="wandb: Weights & Biases.")
+    wandb: WandbSpec = Field(description="Settings of the integration.")
+
+
 class Resolved(Frozen):
     """Every "auto" of a job, decided once when its dataset is known."""
 
@@ -204,6 +226,7 @@ class RunSpec(Frozen):
     storage_url: str = Field(description="file:///… or s3://bucket/prefix; credentials come from the node's environment.")
     report_address: str = Field(description="host:port of the gateway's Runs service.")
     tuned_model: str = Field(description="Name the finished adapter will be found under.")
+    integrations: list[IntegrationSpec] = Field(default=[], description="Other services that rank 0 sends its numbers to.")
     resume_from: list[str] = Field(
         default=[], description="Prefixes of checkpoints of earlier runs, newest first; the first that verifies is taken."
     )

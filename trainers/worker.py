@@ -18,6 +18,7 @@ from typing import Any
 
 from protos.tunesmith.v1 import runs_pb2 as pb
 from trainers.failure import Stopped, TrainingFailed, chain_of, classify, traceback_tail
+from trainers.integrations import with_integrations
 from trainers.report import GatewayReporter, Reporter, Silent, acknowledged
 from trainers.spec import RunSpec
 from trainers.storage import Storage, open_storage
@@ -101,7 +102,7 @@ def train_rank(config: dict[str, Any]) -> None:
     with ExitStack() as stack:
         reporter: Reporter = Silent()
         if place.rank == 0:
-            reporter = _gateway(spec, storage, stack)
+            reporter = with_integrations(spec, _gateway(spec, storage, stack), stack)
         execute(spec, storage, reporter, place)
 
 

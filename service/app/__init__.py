@@ -14,6 +14,7 @@ from service.app.imports import ImportUses
 from service.app.keys import KeyUses
 from service.app.models import ModelUses
 from service.app.operation import OperationUses
+from service.app.permissions import PermissionUses
 from service.app.uploads import UploadUses
 from service.app.webhooks import WebhookUses
 
@@ -21,6 +22,16 @@ __all__ = ["App"]
 
 
 class App(
-    ImportUses, UploadUses, EstimateUses, ArtifactUses, ModelUses, KeyUses, AuditUses, WebhookUses, GraderUses, OperationUses
+    ImportUses,
+    UploadUses,
+    EstimateUses,
+    ArtifactUses,
+    ModelUses,
+    PermissionUses,
+    KeyUses,
+    AuditUses,
+    WebhookUses,
+    GraderUses,
+    OperationUses,
 ):
     """What Tunesmith can do for a caller."""

@@ -1,4 +1,4 @@
-"""`tunesmith jobs …`: list, get, watch, cancel, events, checkpoints. `create` is in create.py."""
+"""`tunesmith jobs …`: list, get, watch, cancel, pause, resume, events, checkpoints. `create` is in create.py."""
 
 from __future__ import annotations
 
@@ -68,12 +68,31 @@ def watch_job(
 
 @app.command(epilog=epilog("tunesmith jobs cancel ftjob-abc123"))
 def cancel(job: JobId, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
-    """Cancel a job. It is cancelled once its processes are gone; its checkpoints stay."""
+    """Cancel a job. It is cancelled once its processes are gone; its checkpoints go with it."""
     with connected(base_url, data_dir) as service:
         cancelled = service.client.fine_tuning.jobs.cancel(job).to_dict()
         if cancelled["status"] != "cancelled":
             say(f"{job} is being stopped. See it end: tunesmith jobs watch {job}{service.target.flags}")
     show_one(cancelled, views.CREATED, output)
+
+
+@app.command(epilog=epilog("tunesmith jobs pause ftjob-abc123"))
+def pause(job: JobId, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
+    """Pause a job: its run writes a checkpoint and leaves, and its devices are free. Resume it when you like."""
+    with connected(base_url, data_dir) as service:
+        paused = service.client.fine_tuning.jobs.pause(job).to_dict()
+        if paused["status"] != "paused":
+            say(f"{job} is being paused. See whether its run has left: tunesmith jobs get {job}{service.target.flags}")
+    show_one(paused, views.CREATED, output)
+
+
+@app.command(epilog=epilog("tunesmith jobs resume ftjob-abc123"))
+def resume(job: JobId, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
+    """Resume a paused job: it waits for its workers and goes on from its last checkpoint."""
+    with connected(base_url, data_dir) as service:
+        resumed = service.client.fine_tuning.jobs.resume(job).to_dict()
+        say(f"{job} is queued again. See it go on: tunesmith jobs watch {job}{service.target.flags}")
+    show_one(resumed, views.CREATED, output)
 
 
 @app.command(epilog=epilog("tunesmith jobs events ftjob-abc123", "tunesmith jobs events ftjob-abc123 --follow -o json"))

@@ -23,6 +23,7 @@ from service.rest import (
     health,
     jobs,
     models,
+    permissions,
     projects,
     uploads,
     webhooks,
@@ -61,7 +62,21 @@ def create_rest(app: App, metrics: Metrics, settings: Settings) -> FastAPI:
     )
     api.state.app, api.state.metrics, api.state.settings = app, metrics, settings
     errors.install(api)
-    for resource in (files, artifacts, jobs, models, projects, api_keys, audit_logs, webhooks, uploads, estimates, graders, health):
+    for resource in (
+        files,
+        artifacts,
+        jobs,
+        models,
+        projects,
+        api_keys,
+        audit_logs,
+        webhooks,
+        uploads,
+        estimates,
+        graders,
+        permissions,
+        health,
+    ):
         api.include_router(resource.router)
     api.openapi = lambda: documents.document(api)
     spool.sweep(settings.spool_dir)

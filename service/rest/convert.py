@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from service.errors import invalid
 from service.estimate import Estimate
 from service.jobs import Event, Job, JobSpec, JobStatus, MethodSpec
-from service.records import Artifact, Checkpoint, File, Model, Page, Upload, UploadPart
+from service.records import Artifact, Checkpoint, File, Model, Page, Permission, Upload, UploadPart
 from service.rest import wire
 from trainers.graders.outcome import Outcome
 from trainers.graders.spec import Grader
@@ -32,9 +32,7 @@ STATUS: dict[JobStatus, str] = {
 
 
 def job_spec(request: wire.CreateFineTuningJobRequest) -> JobSpec:
-    """What the request asks for; INVALID_REQUEST where its parts contradict each other or ask for what is not offered."""
-    if request.integrations:
-        raise invalid("Integrations are not offered; leave 'integrations' out. Metrics are in the job's events.", "integrations")
+    """What the request asks for; INVALID_REQUEST where its parts contradict each other."""
     return JobSpec(
         model=request.model,
         training_file=request.training_file,
@@ -42,6 +40,7 @@ def job_spec(request: wire.CreateFineTuningJobRequest) -> JobSpec:
         suffix=request.suffix,
         seed=request.seed,
         metadata=request.metadata or {},
+        integrations=request.integrations or [],
         method=_method(request),
         tunesmith=request.tunesmith,
     )
@@ -88,7 +87,7 @@ def job_object(job: Job, now: float) -> wire.FineTuningJob:
         error=wire.JobErrorObject(code=job.error.code, message=job.error.message, param=job.error.param) if job.error else None,
         hyperparameters=hyperparameters,
         method={"type": job.spec.method.type, job.spec.method.type: wire.MethodBlock(hyperparameters=hyperparameters)},
-        integrations=[],
+        integrations=job.spec.integrations,
         metadata=job.spec.metadata or None,
         user_provided_suffix=job.spec.suffix,
         tunesmith=_tunesmith(job),
@@ -235,7 +234,13 @@ def checkpoint_list(page: Page[Checkpoint]) -> wire.CheckpointList:
     return wire.CheckpointList(data=[checkpoint_object(item) for item in page.items], has_more=page.has_more, **_ends(page.items))
 
 
-def _ends(items: Sequence[File | Checkpoint | UploadPart]) -> dict[Literal["first_id", "last_id"], str | None]:
+def permission_list(permissions: Sequence[Permission], *, has_more: bool) -> wire.PermissionList:
+    """Permissions of one model."""
+    data = [wire.PermissionObject(id=p.id, created_at=int(p.created_at), project_id=p.project_id) for p in permissions]
+    return wire.PermissionList(data=data, has_more=has_more, **_ends(permissions))
+
+
+def _ends(items: Sequence[File | Checkpoint | UploadPart | Permission]) -> dict[Literal["first_id", "last_id"], str | None]:
     return {"first_id": items[0].id if items else None, "last_id": items[-1].id if items else None}
 
 

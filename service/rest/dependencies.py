@@ -20,7 +20,8 @@ from service.records import Caller, Rate, Scope
 from service.settings import Settings
 
 MAX_KEY_LENGTH = 512
-ORGANIZATION = "/v1/organization/"
+ADMINISTRATION = ("/v1/organization/", "/v1/fine_tuning/checkpoints/")
+"""Routes below these are for admin keys: who may do, and may use, what."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _MODEL = re.compile(r"[\x21-\x7e]{1,512}")
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
@@ -74,7 +75,7 @@ async def _admitted(request: Request, app: App, key: str) -> Caller:
 
 def _needed_scope(request: Request) -> Scope:
     """The application layer asks each use case's own scope again; this one holds for every route there will be."""
-    if request.scope["path"].startswith(ORGANIZATION):
+    if request.scope["path"].startswith(ADMINISTRATION):
         return "admin"
     return "read" if request.method in ("GET", "HEAD") else "write"
 
@@ -110,6 +111,22 @@ def get_model_id(model: Annotated[str, Path(description="Name of a model; may ho
     return model
 
 
+def get_checkpoint_name(
+    fine_tuned_model_checkpoint: Annotated[str, Path(description="Name of a tuned model or of a checkpoint; may hold / and :.")],
+) -> str:
+    """A model name of the right form."""
+    if not _MODEL.fullmatch(fine_tuned_model_checkpoint):
+        raise not_found("model", _short(fine_tuned_model_checkpoint), "fine_tuned_model_checkpoint")
+    return fine_tuned_model_checkpoint
+
+
+def get_permission_id(permission_id: Annotated[str, Path(description="Id of a permission: cp_…")]) -> str:
+    """A permission id of the right form."""
+    if not _ID.fullmatch(permission_id):
+        raise not_found("permission", _short(permission_id), "permission_id")
+    return permission_id
+
+
 def get_artifact_name(name: Annotated[str, Path(description="Name of an artifact, e.g. adapter/adapter_config.json.")]) -> str:
     """A relative path without steps upwards."""
     if not _MODEL.fullmatch(name) or any(part in ("", ".", "..") for part in name.split("/")):
@@ -138,12 +155,13 @@ def get_webhook_id(webhook_id: Annotated[str, Path(description="Id of a webhook:
     return webhook_id
 
 
-def get_metadata_filter(request: Request) -> dict[str, str]:
-    """The pairs of `metadata[key]=value` in the query."""
+def get_metadata_filter(request: Request) -> dict[str, str] | None:
+    """The pairs of `metadata[key]=value` in the query; None for `metadata=null`, which asks for jobs without metadata."""
     pairs: dict[str, str] = {}
+    nulls = [value for name, value in request.query_params.multi_items() if name == "metadata"]
+    if any(value != "null" for value in nulls):
+        raise invalid("Filter by metadata[key]=value, or by metadata=null for jobs without metadata.", "metadata")
     for name, value in request.query_params.multi_items():
-        if name == "metadata":
-            raise invalid("Filter by metadata[key]=value.", "metadata")
         if (match := _METADATA.fullmatch(name)) is None:
             continue
         if len(match[1]) > 64 or len(value) > 512 or _CONTROL.search(match[1] + value):
@@ -151,7 +169,9 @@ def get_metadata_filter(request: Request) -> dict[str, str]:
         pairs[match[1]] = value
     if len(pairs) > 16:
         raise invalid("A job has at most 16 pairs of metadata.", "metadata")
-    return pairs
+    if nulls and pairs:
+        raise invalid("'metadata=null' asks for jobs without metadata; leave the pairs out.", "metadata")
+    return None if nulls else pairs
 
 
 def get_idempotency_key(request: Request) -> str | None:
@@ -176,11 +196,13 @@ FileId = Annotated[str, Depends(get_file_id)]
 UploadId = Annotated[str, Depends(get_upload_id)]
 JobId = Annotated[str, Depends(get_job_id)]
 ModelId = Annotated[str, Depends(get_model_id)]
+CheckpointName = Annotated[str, Depends(get_checkpoint_name)]
+PermissionId = Annotated[str, Depends(get_permission_id)]
 ArtifactName = Annotated[str, Depends(get_artifact_name)]
 ProjectId = Annotated[str, Depends(get_project_id)]
 ApiKeyId = Annotated[str, Depends(get_api_key_id)]
 WebhookId = Annotated[str, Depends(get_webhook_id)]
-MetadataFilter = Annotated[dict[str, str], Depends(get_metadata_filter)]
+MetadataFilter = Annotated[dict[str, str] | None, Depends(get_metadata_filter)]
 IdempotencyKey = Annotated[str | None, Depends(get_idempotency_key)]
 Retried = Annotated[bool, Depends(get_retried)]
 After = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,128}$", description="Id of the last item of the page before this one.")]

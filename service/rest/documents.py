@@ -58,8 +58,6 @@ CREATE_JOB_BODY: dict[str, Any] = {
         }
     ],
 }
-
-
 UPLOAD_BODY: dict[str, Any] = {
     "requestBody": _multipart_body(
         ["file", "purpose"],
@@ -89,7 +87,7 @@ METADATA_PARAMETER: dict[str, Any] = {
             "required": False,
             "style": "deepObject",
             "explode": True,
-            "description": "Only jobs whose metadata holds all these pairs: `metadata[key]=value`.",
+            "description": "Only jobs whose metadata holds all these pairs: `metadata[key]=value`; `metadata=null`: only jobs without any.",
             "schema": {"type": "object", "additionalProperties": {"type": "string"}},
         }
     ]

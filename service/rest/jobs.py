@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: create, list, look up, cancel, events, checkpoints."""
+"""/v1/fine_tuning/jobs: create, list, look up, cancel, pause, resume, events, checkpoints."""
 
 from __future__ import annotations
 
@@ -51,6 +51,21 @@ async def get_job(app: AppDep, caller: CallerDep, job_id: JobId) -> wire.FineTun
 async def cancel_job(app: AppDep, caller: CallerDep, job_id: JobId) -> wire.FineTuningJob:
     """Stop a job. Its status becomes cancelled once its processes are gone."""
     return convert.job_object(await app.cancel_job(caller, job_id), time.time())
+
+
+@router.post("/{fine_tuning_job_id}/pause", response_model=wire.FineTuningJob)
+async def pause_job(app: AppDep, caller: CallerDep, job_id: JobId) -> wire.FineTuningJob:
+    """Set a job aside; its run writes a checkpoint first. Its status becomes paused once its processes are gone.
+
+    Pausing a paused job changes nothing. A job whose files are still being checked cannot be paused.
+    """
+    return convert.job_object(await app.pause_job(caller, job_id), time.time())
+
+
+@router.post("/{fine_tuning_job_id}/resume", response_model=wire.FineTuningJob)
+async def resume_job(app: AppDep, caller: CallerDep, job_id: JobId) -> wire.FineTuningJob:
+    """Put a paused job back in the queue; it goes on from its last checkpoint to the same result as if never paused."""
+    return convert.job_object(await app.resume_job(caller, job_id), time.time())
 
 
 @router.get("/{fine_tuning_job_id}/events", response_model=wire.EventList)

@@ -25,6 +25,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from service.store.audit import AuditStatements
 from service.store.jobs import JobStatements, Stale
 from service.store.keys import KeyStatements
+from service.store.permissions import PermissionStatements
 from service.store.projects import ProjectStatements
 from service.store.runs import RunStatements
 from service.store.speeds import SpeedStatements
@@ -65,6 +66,7 @@ class Transaction(
     UploadStatements,
     KeyStatements,
     ProjectStatements,
+    PermissionStatements,
     UsageStatements,
     AuditStatements,
     WebhookStatements,

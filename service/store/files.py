@@ -65,21 +65,12 @@ class FileStatements(RemovalStatements):
         values = {"id": name, "project_id": project_id, "organization_id": organization_id, "job_id": job_id, "created_at": self.time}
         await self.connection.execute(sa.insert(t.tuned_models).values(values))
 
-    async def tuned_models(self, project_id: str, name: str | None = None) -> list[Model]:
-        """The project's tuned models, newest first; only `name` when given."""
+    async def tuned_models(self, project_id: str) -> list[Model]:
+        """The project's tuned models, newest first; one by its name is found by `model_named`."""
         c = t.tuned_models.c
-        conditions = [c.project_id == project_id, c.deleted_at.is_(None)]
-        if name is not None:
-            conditions.append(c.id == name)
-        rows = (await self.connection.execute(sa.select(t.tuned_models).where(*conditions).order_by(c.n.desc()))).mappings()
+        query = sa.select(t.tuned_models).where(c.project_id == project_id, c.deleted_at.is_(None)).order_by(c.n.desc())
+        rows = (await self.connection.execute(query)).mappings()
         return [Model(id=r["id"], created_at=r["created_at"], owned_by=r["organization_id"], job_id=r["job_id"]) for r in rows]
-
-    async def delete_tuned_model(self, project_id: str, name: str) -> str | None:
-        """Marks the model deleted and gives its job's id; None when there is none."""
-        c = t.tuned_models.c
-        where = (c.id == name, c.project_id == project_id, c.deleted_at.is_(None))
-        query = sa.update(t.tuned_models).where(*where).values(deleted_at=self.time).returning(c.job_id)
-        return (await self.connection.execute(query)).scalar()
 
     async def model_is_deleted(self, job_id: str) -> bool:
         """Whether the job's model was there and has been deleted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -76,13 +77,24 @@ class JobStatements:
         query = sa.select(t.jobs).where(t.jobs.c.id == job_id)
         return _job((await self.connection.execute(query.with_for_update() if lock else query)).mappings().one())
 
-    async def list_jobs(self, project_id: str, *, after: str | None, limit: int, metadata: dict[str, str]) -> Page[Job]:
-        """Newest first. Raises ValueError when `after` is no job of the project."""
+    async def list_jobs(self, project_id: str, *, after: str | None, limit: int, metadata: dict[str, str] | None) -> Page[Job]:
+        """Newest first; those without metadata when it is None. Raises ValueError when `after` is no job of the project."""
         c = t.jobs.c
         conditions = [c.project_id == project_id]
-        conditions += [c.spec["metadata"][key].as_string() == value for key, value in metadata.items()]
+        if metadata is None:
+            conditions.append(c.spec["metadata"].as_string() == "{}")
+        else:
+            conditions += [self._has_pair(key, value) for key, value in metadata.items()]
         cursor = sa.select(c.n).where(c.id == after, c.project_id == project_id) if after else None
         return await page(self.connection, sa.select(t.jobs).where(*conditions), c.n, cursor, limit, _job)
+
+    def _has_pair(self, key: str, value: str) -> sa.ColumnElement[bool]:
+        """That the metadata holds this pair. A JSON path would do, were there one that can name every key on SQLite."""
+        spec = t.jobs.c.spec
+        on_sqlite = self.connection.dialect.name == "sqlite"
+        entries = sa.func.json_each(spec, "$.metadata") if on_sqlite else sa.func.jsonb_each_text(spec["metadata"])
+        pairs = entries.table_valued("key", "value")
+        return sa.exists(sa.select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).correlate(t.jobs))
 
     async def list_events(self, job_id: str, *, after: str | None, limit: int, ascending: bool = False) -> Page[Event]:
         """By age, newest first unless `ascending`; the caller has checked whose job it is. Raises ValueError for an unknown `after`."""
@@ -161,18 +173,25 @@ class JobStatements:
         for job_id, reason in reasons.items():
             await self.connection.execute(sa.update(t.jobs).where(c.id == job_id, c.status == JobStatus.QUEUED.value).values(reason=reason))
 
-    async def submission(self, project_id: str, key: str) -> tuple[str, str] | None:
-        """(fingerprint, job id) of what was posted under this key before."""
+    async def submission(self, project_id: str, key: str) -> tuple[str, str]:
+        """(fingerprint, job id) of what was posted under this key, which is bound."""
         c = t.submissions.c
-        row = (await self.connection.execute(sa.select(c.fingerprint, c.job_id).where(c.project_id == project_id, c.key == key))).first()
-        return (row[0], row[1]) if row else None
+        query = sa.select(c.fingerprint, c.job_id).where(c.project_id == project_id, c.key == key)
+        row = (await self.connection.execute(query)).one()
+        return row[0], row[1]
 
     async def insert_submission(self, project_id: str, key: str, fingerprint: str, job_id: str) -> bool:
-        """Bind the key to the job; False when the key is bound already."""
+        """Bind the key to the job; False when the key is bound already. Waits for a transaction that is about to bind it."""
         values = {"project_id": project_id, "key": key, "fingerprint": fingerprint, "job_id": job_id, "created_at": self.time}
         insert = sqlite.insert if self.connection.dialect.name == "sqlite" else postgresql.insert
         query = insert(t.submissions).values(values).on_conflict_do_nothing().returning(t.submissions.c.key)
         return (await self.connection.execute(query)).scalar() is not None
+
+    async def lock_content(self, project_id: str, fingerprint: str) -> None:
+        """Let no other transaction post the same content until this one ends; on SQLite none writes beside this one anyway."""
+        if self.connection.dialect.name == "postgresql":
+            number = int.from_bytes(hashlib.sha256(f"{project_id}/{fingerprint}".encode()).digest()[:8], "big", signed=True)
+            await self.connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
 
     async def recent_twin(self, project_id: str, fingerprint: str, within: timedelta) -> str | None:
         """The newest job of the same content posted within that time."""

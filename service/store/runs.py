@@ -28,6 +28,8 @@ class Run:
     last_step: int
     outcome: dict[str, Any] | None
     ended_at: float | None
+    held: dict[str, Any] | None
+    """Numbers of a step that was reported and whose evaluation was not yet."""
 
 
 class RunStatements:
@@ -69,9 +71,17 @@ class RunStatements:
 
     async def name_last_checkpoint(self, job_id: str, model_name: str) -> None:
         """The newest checkpoint is the tuned model itself, wherever training stopped."""
-        c = t.checkpoints.c
-        last = sa.select(sa.func.max(c.step)).where(c.job_id == job_id).scalar_subquery()
-        await self.connection.execute(sa.update(t.checkpoints).where(c.job_id == job_id, c.step == last).values(model_name=model_name))
+        c, p = t.checkpoints.c, t.checkpoint_permissions.c
+        newest = sa.select(c.model_name).where(c.job_id == job_id).order_by(c.step.desc()).limit(1)
+        name = (await self.connection.execute(newest)).scalar()
+        bearing = (c.job_id == job_id, c.model_name == name)
+        await self.connection.execute(sa.update(t.checkpoints).where(*bearing).values(model_name=model_name))
+        # Whoever was let to use the checkpoint may use it under its new name.
+        await self.connection.execute(sa.update(t.checkpoint_permissions).where(p.model == name).values(model=model_name))
+
+    async def forget_checkpoints(self, job_id: str) -> None:
+        """The job's checkpoints are about to be deleted."""
+        await self.connection.execute(sa.delete(t.checkpoints).where(t.checkpoints.c.job_id == job_id))
 
     async def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Every checkpoint of the job, newest step first."""

@@ -143,6 +143,7 @@ runs = sa.Table(
     sa.Column("last_step", sa.Integer, nullable=False),
     sa.Column("outcome", Json),
     sa.Column("ended_at", sa.Float(53)),
+    sa.Column("held", Json),
 )
 
 checkpoints = sa.Table(
@@ -156,6 +157,7 @@ checkpoints = sa.Table(
     sa.Column("model_name", sa.String(512), nullable=False),
     sa.Column("metrics", Json, nullable=False),
     sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Index(None, "model_name"),
 )
 
 tuned_models = sa.Table(
@@ -171,6 +173,17 @@ tuned_models = sa.Table(
     sa.Index(None, "project_id", "id"),
 )
 
+checkpoint_permissions = sa.Table(
+    "checkpoint_permissions",
+    metadata,
+    _n(),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("model", sa.String(512), nullable=False),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.UniqueConstraint("model", "project_id"),
+    sa.Index(None, "project_id"),
+)
 uploads = sa.Table(
     "uploads",
     metadata,

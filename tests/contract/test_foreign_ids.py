@@ -21,6 +21,8 @@ BODIES: dict[str, Any] = {
     "/v1/organization/projects/{project_id}/api_keys/{api_key_id}/rotate": {},
     "/v1/webhooks/{webhook_id}/rotate": {},
     "/v1/uploads/{upload_id}/complete": {"part_ids": []},
+    "/v1/files/{file_id}/check": {"model": "tiny"},
+    "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions": {"project_ids": ["proj_1"]},
 }
 """Bodies that the routes with a path parameter want, by route; valid, so that only the id can be refused."""
 
@@ -50,12 +52,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         model = client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model
         assert model is not None
         owned = {"file_id": file.id, "fine_tuning_job_id": job.id, "model": model, "name": "adapter/adapter_config.json"}
-        owned |= _others(gateway)
+        owned |= _others(gateway, model)
         unknown = {name: _other(value) for name, value in owned.items() if name != "name"} | {"name": owned["name"]}
         yield World(gateway, owned, unknown)
 
 
-def _others(gateway: Gateway) -> dict[str, str]:
+def _others(gateway: Gateway, model: str) -> dict[str, str]:
     """Things that only their own routes make."""
     with gateway.http() as http:
 
@@ -68,7 +70,9 @@ def _others(gateway: Gateway) -> dict[str, str]:
         key = made(f"/v1/organization/projects/{project}/api_keys", {"name": "ci"})
         upload = made("/v1/uploads", {"filename": "rows.jsonl", "purpose": "fine-tune", "bytes": 3, "mime_type": "text/plain"})
         webhook = made("/v1/webhooks", {"url": "https://127.0.0.1/hook"})
-        return {"project_id": project, "api_key_id": key, "webhook_id": webhook, "upload_id": upload}
+        permissions = http.post(f"/v1/fine_tuning/checkpoints/{model}/permissions", json={"project_ids": [project]}).json()["data"]
+        ids = {"project_id": project, "api_key_id": key, "webhook_id": webhook, "upload_id": upload}
+        return ids | {"fine_tuned_model_checkpoint": model, "permission_id": permissions[0]["id"]}
 
 
 def _other(value: str) -> str:

@@ -32,14 +32,20 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack.down()
 
 
-def post(client: OpenAI) -> str:
+def post(client: OpenAI, workers: int = 1) -> str:
     training = client.files.create(file=TWEETS / "tweets-train.jsonl", purpose="fine-tune")
     job = client.fine_tuning.jobs.create(
         model="tiny",
         training_file=training.id,
         seed=7,
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 12, "batch_size": 16}}},
-        extra_body={"tunesmith": {"checkpoints": {"every_steps": 40}, "adapter": {"dropout": 0.1}}},
+        extra_body={
+            "tunesmith": {
+                "checkpoints": {"every_steps": 40},
+                "adapter": {"dropout": 0.1},
+                "resources": {"workers": workers, "cpus_per_worker": 1} if workers > 1 else {},
+            }
+        },
     )
     return job.id
 
@@ -93,6 +99,28 @@ def test_a_killed_part_costs_nothing(stack: Stack, undisturbed: str, victims: Ca
     assert attempts == (1 if victims is gateway else 2)
     for epoch in range(1, attempts + 1):
         until(f"the end of every process of run {epoch}", lambda epoch=epoch: not processes_of(f"{job_id}-{epoch}"), 30)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_paused_job_leaves_no_process_and_no_step_behind(stack: Stack, undisturbed: str, workers: int) -> None:
+    client = stack.client(strict=False)  # the strict client does not know the status "paused"
+    job_id = post(client, workers)
+    at_step(client, job_id, 60)
+    assert processes_of(f"{job_id}-1")
+    client.fine_tuning.jobs.pause(job_id)
+    until("the pause", lambda: client.fine_tuning.jobs.retrieve(job_id).status == "paused")
+    assert processes_of(f"{job_id}-1") == [], "paused is said only when nothing is left"
+    last = client.fine_tuning.jobs.checkpoints.list(job_id).data[0].step_number
+    assert last >= 60
+    client.fine_tuning.jobs.resume(job_id)
+    job = ended(client, job_id)
+    assert job.status == "succeeded", (job.error, stack.log_tail())
+    assert (job.model_extra or {})["tunesmith"]["epoch"] == 2
+    events = list(client.fine_tuning.jobs.list_events(job_id, limit=1000))[::-1]
+    assert [event.data["step"] for event in events if event.type == "metrics" and isinstance(event.data, dict)] == list(range(1, 301))
+    assert f"Fine-tuning resumed from step {last}" in [event.message for event in events]
+    assert not [event for event in events if event.level != "info"], "nothing was killed"
+    assert workers > 1 or artifacts(client, job_id)[ADAPTER] == undisturbed
 
 
 def test_finished_jobs_stay_finished(stack: Stack, undisturbed: str) -> None:

@@ -99,13 +99,30 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(small: SmallRun, undis
     assert told.of("step")[-1].tokens == 2 * small.training.tokens
 
 
-def test_stopping_with_a_checkpoint_loses_no_step(small: SmallRun, undisturbed: tuple[RunSpec, Recorder]) -> None:
+@pytest.mark.parametrize("at", [1, 4, 7, 10], ids=["first", "evaluation", "between", "last"])
+def test_a_run_that_was_paused_loses_no_step_and_no_byte(small: SmallRun, undisturbed: tuple[RunSpec, Recorder], at: int) -> None:
+    job = f"ftjob-pause{at}"
+    first = PausedRecorder({at: pb.DIRECTIVE_CHECKPOINT_AND_STOP})
     with pytest.raises(Stopped):
-        small.execute(small.spec(job="ftjob-pause"), Recorder({7: pb.DIRECTIVE_CHECKPOINT_AND_STOP}))
-    known = objects.checkpoint_prefixes(small.storage, "ftjob-pause", 2)
-    second = small.spec(job="ftjob-pause", epoch=2, resume_from=known)
-    assert small.execute(second).of("started")[0].resumed_step == 7
+        small.execute(small.spec(job=job), first)
+    assert [saved.step for saved in first.of("checkpoint")][-1] == first.delivered_at == at
+    second = small.spec(job=job, epoch=2, resume_from=objects.checkpoint_prefixes(small.storage, job, 2))
+    told = small.execute(second)
+    assert told.of("started")[0].resumed_step == at
+    assert [s.step for s in first.of("step") + told.of("step")] == list(range(1, 11))
+    assert [e.step for e in first.of("evaluated") + told.of("evaluated")] == [4, 8, 10]
     assert small.adapter_sha256(second) == small.adapter_sha256(undisturbed[0])
+    metrics = [manifest.read(small.storage, spec.model_prefix).sha256_of("metrics.csv") for spec in (second, undisturbed[0])]
+    assert metrics[0] == metrics[1]
+
+
+class PausedRecorder(Recorder):
+    """Notes what had been told when the run waited for the gateway to have it all."""
+
+    delivered_at = 0
+
+    def deliver(self) -> None:
+        self.delivered_at = self.of("checkpoint")[-1].step
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_taken(small: SmallRun, undisturbed: tuple[RunSpec, Recorder]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from protos.tunesmith.v1 import runs_pb2 as pb
 from service import objects
 from tests.small_run import Recorder, SmallRun, small_run
 from trainers.spec import RunSpec
@@ -29,15 +30,18 @@ dist.init_process_group("gloo")
 spec = RunSpec.model_validate_json(os.environ["SPEC"])
 recorder = Recorder({int(at): what for at, what in json.loads(os.environ["STOP_AT"]).items()} if dist.get_rank() == 0 else None)
 place = Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), Path(os.environ["CACHE"]))
+stopped = [False] * place.world_size
+left = False
 try:
     execute(spec, open_storage(spec.storage_url), recorder, place)
 except Stopped:
-    pass
-dist.barrier()
+    left = True
+dist.all_gather_object(stopped, left)
 dist.destroy_process_group()
 if place.rank == 0:
     told = {"losses": [s.train_loss for s in recorder.of("step")], "valid": [e.valid_loss for e in recorder.of("evaluated")]}
     told |= {"tokens": [s.tokens for s in recorder.of("step")], "resumed": recorder.of("started")[0].resumed_step}
+    told["stopped"] = stopped
     Path(os.environ["ANSWER"]).write_text(json.dumps(told))
 """
 
@@ -77,6 +81,18 @@ def test_two_workers_resume_to_the_same_bytes(small: SmallRun) -> None:
     known = objects.checkpoint_prefixes(small.storage, "ftjob-part2", 2)
     rest = small.spec(job="ftjob-part2", epoch=2, resume_from=known, resources={"workers": 2})
     assert execute_on_two(small, rest)["resumed"] == 4
+    assert small.adapter_sha256(rest) == small.adapter_sha256(whole)
+
+
+def test_two_workers_pause_at_a_step_and_rank_0_goes_last(small: SmallRun) -> None:
+    """An error of another rank would make Ray end the run while rank 0 still writes the checkpoint."""
+    whole = small.spec(job="ftjob-whole2", epoch=2, resources={"workers": 2})
+    execute_on_two(small, whole)
+    paused = small.spec(job="ftjob-pause2", resources={"workers": 2})
+    assert execute_on_two(small, paused, {6: pb.DIRECTIVE_CHECKPOINT_AND_STOP})["stopped"] == [True, False]
+    known = objects.checkpoint_prefixes(small.storage, "ftjob-pause2", 2)
+    rest = small.spec(job="ftjob-pause2", epoch=2, resume_from=known, resources={"workers": 2})
+    assert execute_on_two(small, rest)["resumed"] == 6
     assert small.adapter_sha256(rest) == small.adapter_sha256(whole)
 
 

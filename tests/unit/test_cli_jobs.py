@@ -206,6 +206,14 @@ def test_cancel(cli: Cli, job_id: str) -> None:
     assert "can no longer be cancelled" in cli.run("jobs", "cancel", job_id, exit_code=2).stderr
 
 
+def test_pause_and_resume(server: Served, cli: Cli, job_id: str) -> None:
+    assert cli.data("jobs", "pause", job_id)["status"] == "paused"
+    assert f"tunesmith jobs watch {job_id}" in cli.run("jobs", "resume", job_id).stderr
+    assert "only a paused job can be resumed" in cli.run("jobs", "resume", job_id, exit_code=2).stderr
+    server.app.jobs[job_id] = replace(server.app.jobs[job_id], status=JobStatus.RUNNING)
+    assert f"is being paused. See whether its run has left: tunesmith jobs get {job_id}" in cli.run("jobs", "pause", job_id).stderr
+
+
 def test_events_oldest_first(server: Served, cli: Cli, job_id: str) -> None:
     events = server.app.events[job_id]
     events += [Event(f"ftevent-{job_id}-{n}", job_id, n, 5.0 + n, "info", f"event {n}\n") for n in range(2, 130)]

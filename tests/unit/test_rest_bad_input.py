@@ -111,7 +111,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "hyperparameters.n_epochs",
         "give it once",
     ),
-    ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", "not offered"),
+    ({"integrations": [{"type": "mlflow", "wandb": {"project": "p"}}]}, "integrations[0].type", '"wandb"'),
+    ({"integrations": [{"type": "wandb", "wandb": {}}]}, "integrations[0].wandb.project", "Missing"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "a/b"}}]}, "integrations[0].wandb.project", "matching"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "p", "api_key": "k"}}]}, "integrations[0].wandb.api_key", "Unknown field"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}] * 6}, "integrations", "at most 5 items"),
     ({"trainning_file": "x"}, "trainning_file", "did you mean 'training_file'?"),
     ({"zzz": 1}, "zzz", "known are hyperparameters"),
     ({"tunesmith": None}, "tunesmith", "an object"),
@@ -200,7 +204,7 @@ def test_paths_with_steps_upwards_as_sent(server: Served, path: str) -> None:
 QUERIES = {
     "limit=0": "limit", "limit=1001": "limit", "limit=x": "limit", "limit=" + "9" * 5000: "limit", "limit=-1": "limit",
     "after=%00": "after", "after=": "after", "after=ftjob-unknown": "after", "after=' OR 1=1": "after",
-    "metadata=null": "metadata", "metadata[k]=%00": "metadata", "metadata[" + "k" * 65 + "]=v": "metadata",
+    "metadata=none": "metadata", "metadata[k]=%00": "metadata", "metadata[" + "k" * 65 + "]=v": "metadata",
     "&".join(f"metadata[{n}]=v" for n in range(17)): "metadata",
 }  # fmt: skip
 

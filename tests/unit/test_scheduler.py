@@ -14,10 +14,17 @@ from pathlib import Path
 import pytest
 
 from protos.tunesmith.v1 import runs_pb2 as pb
+from service.admission import Admission
+from service.app import App
+from service.catalogue import Catalogue
 from service.driver import Driver
 from service.errors import ErrorCode, TunesmithError
+from service.file_checks import FileChecks
+from service.grading import Grading
 from service.jobs import Job, JobSpec, JobStatus, MethodSpec, Notice, advance
 from service.metrics import Metrics
+from service.quotas import Quotas
+from service.records import Caller
 from service.reports import RunReports
 from service.resolve import resolve
 from service.runtime import Capacity, RunState
@@ -47,6 +54,12 @@ class World:
     settings: Settings
     reports: RunReports
     schedulers: list[Scheduler]
+
+    @property
+    def app(self) -> App:
+        admission, checks = Admission(self.store, Quotas.of(self.settings)), FileChecks(self.storage, self.settings)
+        catalogue, grading = Catalogue.load(self.settings), Grading.configured(self.settings)
+        return App(self.store, self.storage, catalogue, self.runtime, self.reports, self.wake, admission, checks, grading, self.settings)
 
     def scheduler(self) -> Scheduler:
         def new_driver(owner: str) -> Driver:
@@ -117,6 +130,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         heartbeat=timedelta(seconds=0.2),
         retry_backoff=timedelta(seconds=0.05),
         cancel_grace=timedelta(seconds=0.1),
+        pause_grace=timedelta(seconds=60),
         run_silence=timedelta(seconds=60),
         max_retries=2,
     )
@@ -315,3 +329,193 @@ async def test_two_schedulers_start_each_job_once(world: World) -> None:
     assert sorted(spec.run_id for spec in world.runtime.launched) == sorted(f"{job_id}-1" for job_id in ids)
     for task in tasks:
         await stop(task)
+
+
+OWNER = Caller("key_1", "proj_1", "org-1", frozenset({"read", "write"}))
+
+
+def saved(job: Job, seq: int, step: int) -> pb.RunReport:
+    return pb.RunReport(seq=seq, checkpoint=pb.CheckpointSaved(step=step, prefix=f"runs/{job.id}/{job.epoch}/checkpoints/step-{step}"))
+
+
+async def in_state(world: World, status: JobStatus) -> Job:
+    """A job that was brought into this state without a scheduler."""
+    job_id = await world.post()
+    on_ray = (JobStatus.QUEUED, JobStatus.STARTING, JobStatus.RUNNING)
+    elsewhere = {JobStatus.PAUSED: (JobStatus.QUEUED, JobStatus.PAUSED), JobStatus.CANCELLED: (JobStatus.CANCELLED,)}
+    early = {JobStatus.VALIDATING: (), JobStatus.QUEUED: on_ray[:1], JobStatus.STARTING: on_ray[:2], JobStatus.RUNNING: on_ray}
+    path = (elsewhere | early).get(status, (*on_ray, status))
+    for step in path:
+        async with world.store.begin() as tx:
+            job = await tx.any_job(job_id)
+            await tx.apply(job, advance(job, step))
+    return await world.job(job_id)
+
+
+@pytest.mark.parametrize(
+    ("status", "paused", "resumed"),
+    [
+        (JobStatus.VALIDATING, "still being checked", "only a paused job"),
+        (JobStatus.QUEUED, JobStatus.PAUSED, "only a paused job"),
+        (JobStatus.STARTING, JobStatus.PAUSING, "only a paused job"),
+        (JobStatus.RUNNING, JobStatus.PAUSING, "only a paused job"),
+        (JobStatus.PAUSING, JobStatus.PAUSING, "still being paused"),
+        (JobStatus.PAUSED, JobStatus.PAUSED, JobStatus.QUEUED),
+        (JobStatus.CANCELLING, "can no longer be paused", "only a paused job"),
+        (JobStatus.SUCCEEDED, "can no longer be paused", "only a paused job"),
+        (JobStatus.FAILED, "can no longer be paused", "only a paused job"),
+        (JobStatus.CANCELLED, "can no longer be paused", "only a paused job"),
+    ],
+)
+async def test_pause_and_resume_have_an_answer_in_every_state(
+    world: World, status: JobStatus, paused: JobStatus | str, resumed: JobStatus | str
+) -> None:
+    job = await in_state(world, status)
+    assert job.status is status
+    for answer, ask in ((resumed, world.app.resume_job), (paused, world.app.pause_job)):
+        before = await world.job(job.id)
+        if isinstance(answer, JobStatus):
+            assert (await ask(OWNER, job.id)).status is answer
+        else:
+            with pytest.raises(TunesmithError, match=answer) as refusal:
+                await ask(OWNER, job.id)
+            assert refusal.value.code is ErrorCode.INVALID_REQUEST
+            assert await world.job(job.id) == before
+    other = replace(OWNER, project_id="proj_2")
+    for ask in (world.app.pause_job, world.app.resume_job):
+        with pytest.raises(TunesmithError, match="No such fine-tuning job"):
+            await ask(other, job.id)
+
+
+async def test_a_paused_job_has_no_process_and_goes_on_from_its_checkpoint(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    assert (await world.app.pause_job(OWNER, job.id)).status is JobStatus.PAUSING
+    assert (await world.tell(job)).directive == pb.DIRECTIVE_CHECKPOINT_AND_STOP
+    await world.tell(job, saved(job, 2, 3))
+    assert (await world.app.pause_job(OWNER, job.id)).status is JobStatus.PAUSING
+    assert world.runtime.runs[f"{job.id}-1"].alive, "the run leaves by itself"
+    world.runtime.ends(f"{job.id}-1", RunState.FAILED, "exit status 3")
+    paused = await world.until_is(job.id, JobStatus.PAUSED)
+    assert world.runtime.stopped == []
+    assert (paused.reason, paused.lease_owner) == ("paused: once resumed it will go on from step 3", None)
+    with pytest.raises(TunesmithError) as refusal:
+        await world.tell(job, saved(job, 3, 4))
+    assert refusal.value.code is ErrorCode.STALE
+    assert (await world.app.resume_job(OWNER, job.id)).status is JobStatus.QUEUED
+    again = await world.until_is(job.id, JobStatus.STARTING, epoch=2)
+    await world.until(job.id, lambda _: f"{job.id}-2" in world.runtime.runs)
+    assert again.infra_failures == 0
+    await world.tell(again, pb.RunReport(seq=1, started=pb.Started(total_steps=4, resumed_step=3)))
+    await world.finish(again, seq=2)
+    await world.until_is(job.id, JobStatus.SUCCEEDED)
+    told = (await world.events(job.id))[::-1]
+    first = told.index("Pausing the job: waiting for its run to write a checkpoint and leave")
+    assert told[first + 1 : -2] == [
+        "Checkpoint created at step 3 with Snapshot ID: ft:m:org-1::1:ckpt-step-3",
+        "The job has been paused",
+        "The job has been resumed",
+        "Starting run 2",
+        "Fine-tuning resumed from step 3",
+    ]
+
+
+async def test_a_run_that_does_not_leave_is_killed_and_its_last_checkpoint_counts(world: World, scheduler: Scheduler) -> None:
+    world.settings.__dict__["pause_grace"] = timedelta(seconds=0.3)
+    job = await running(world)
+    await world.tell(job, saved(job, 2, 2))
+    await world.app.pause_job(OWNER, job.id)
+    paused = await world.until_is(job.id, JobStatus.PAUSED)
+    assert paused.reason.endswith("go on from step 2")
+    assert world.runtime.stopped[0] == f"{job.id}-1"
+    assert not world.runtime.runs[f"{job.id}-1"].alive
+
+
+async def test_a_run_that_has_not_begun_is_not_waited_for(world: World, scheduler: Scheduler) -> None:
+    job = await world.until_is(await world.post(), JobStatus.STARTING)
+    await world.until(job.id, lambda job: f"{job.id}-1" in world.runtime.runs)
+    await world.app.pause_job(OWNER, job.id)
+    paused = await world.until_is(job.id, JobStatus.PAUSED)
+    assert paused.reason.endswith("start afresh")
+    assert not world.runtime.runs[f"{job.id}-1"].alive
+
+
+async def test_a_run_that_finishes_while_it_is_paused_has_finished(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    await world.app.pause_job(OWNER, job.id)
+    await world.finish(job, seq=2)
+    done = await world.until_is(job.id, JobStatus.SUCCEEDED)
+    assert done.tuned_model is not None
+    assert "The job finished before it could be paused" in await world.events(job.id)
+
+
+async def test_a_run_that_fails_while_it_is_paused_has_failed_unless_it_was_only_lost(world: World, scheduler: Scheduler) -> None:
+    world.runtime.total = Capacity(cpus=4, gpus=0, nodes=2)
+    faulty, lost = await running(world, 1), await running(world, 2)
+    for job, cause in ((faulty, "config"), (lost, "infrastructure")):
+        await world.app.pause_job(OWNER, job.id)
+        await world.tell(job, pb.RunReport(seq=2, failed=pb.Failed(code="diverged", message="why", cause=cause)))
+        world.runtime.ends(f"{job.id}-1", RunState.FAILED)
+    await world.until_is(faulty.id, JobStatus.FAILED)
+    assert (await world.until_is(lost.id, JobStatus.PAUSED)).infra_failures == 0
+
+
+async def test_a_job_is_cancelled_while_it_is_being_paused_and_once_it_is(world: World, scheduler: Scheduler) -> None:
+    world.runtime.total = Capacity(cpus=4, gpus=0, nodes=2)
+    first, second = await running(world, 1), await running(world, 2)
+    for job in (first, second):
+        world.storage.put(f"runs/{job.id}/1/checkpoints/step-2/manifest.json", b"{}")
+        await world.tell(job, saved(job, 2, 2))
+        await world.app.pause_job(OWNER, job.id)
+    assert (await world.app.cancel_job(OWNER, first.id)).status is JobStatus.CANCELLING
+    await world.until_is(first.id, JobStatus.CANCELLED)
+    world.runtime.ends(f"{second.id}-1", RunState.FAILED)
+    await world.until_is(second.id, JobStatus.PAUSED)
+    assert (await world.app.cancel_job(OWNER, second.id)).status is JobStatus.CANCELLED
+    async with world.store.read() as tx:
+        assert await tx.checkpoints(first.id) + await tx.checkpoints(second.id) == []
+    for job in (first, second):
+        await world.until(job.id, lambda job: not list(world.storage.list(f"runs/{job.id}/")))
+
+
+async def test_pausing_goes_on_when_the_gateway_was_killed(world: World) -> None:
+    first = world.scheduler()
+    task = asyncio.create_task(first.run())
+    job = await running(world)
+    task.cancel()  # its leases are dropped; killed, they would only run out later
+    with suppress(asyncio.CancelledError):
+        await task
+    await world.app.pause_job(OWNER, job.id)
+    await asyncio.sleep(0.2)
+    assert (await world.job(job.id)).status is JobStatus.PAUSING, "nobody is there to see the run leave"
+    await world.tell(job, saved(job, 2, 2))
+    world.runtime.ends(f"{job.id}-1", RunState.FAILED)
+    second = asyncio.create_task(world.scheduler().run())
+    await world.until_is(job.id, JobStatus.PAUSED)
+    await stop(second)
+
+
+async def test_pause_against_finish_loses_nothing(world: World, scheduler: Scheduler) -> None:
+    """Both at once, many times: the job has succeeded, or is paused with its checkpoint; never anything else."""
+    world.runtime.total = Capacity(cpus=1000, gpus=0, nodes=500)
+    ended = set()
+    for number in range(12):
+        job = await running(world, number)
+        answers = await asyncio.gather(world.app.pause_job(OWNER, job.id), world.finish(job, seq=2), return_exceptions=True)
+        assert [a for a in answers if isinstance(a, Exception) and "no longer be paused" not in str(a)] == []
+        ended.add((await world.until(job.id, lambda job: job.status in (JobStatus.SUCCEEDED, JobStatus.PAUSED))).status)
+    assert ended == {JobStatus.SUCCEEDED}
+
+
+async def test_a_checkpoint_of_an_earlier_run_stays_while_it_is_listed(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    keys = [f"runs/{job.id}/1/checkpoints/step-{step}/manifest.json" for step in (1, 2)]
+    for key in (*keys, f"runs/{job.id}/1/spec.json"):
+        world.storage.put(key, b"{}")
+    await world.tell(job, saved(job, 2, 2))
+    world.runtime.ends(f"{job.id}-1", RunState.FAILED)
+    again = await world.until_is(job.id, JobStatus.STARTING, epoch=2)
+    await world.until(job.id, lambda _: f"{job.id}-2" in world.runtime.runs)
+    await world.tell(again, STARTED)
+    await world.finish(again, seq=2)
+    await world.until_is(job.id, JobStatus.SUCCEEDED)
+    await world.until(job.id, lambda _: [info.key for info in world.storage.list(f"runs/{job.id}/1/")] == keys[1:])

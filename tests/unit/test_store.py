@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -146,9 +147,18 @@ async def test_jobs_page_newest_first_and_filter_by_metadata(store: Store) -> No
         assert ([j.id for j in rest.items], rest.has_more) == (["ftjob-3", "ftjob-2", "ftjob-1", "ftjob-0"], False)
         blue = await tx.list_jobs(PROJECT, after=None, limit=10, metadata={"team": "blue"})
         assert [j.id for j in blue.items] == ["ftjob-5", "ftjob-3", "ftjob-1"]
+        assert (await tx.list_jobs(PROJECT, after=None, limit=10, metadata=None)).items == []
         assert (await tx.list_jobs("proj_other", after=None, limit=10, metadata={})).items == []
         with pytest.raises(ValueError, match="after"):
             await tx.list_jobs("proj_other", after="ftjob-4", limit=10, metadata={})
+
+
+@pytest.mark.parametrize("key", ['"', "a.b", "$[0]", "'", "\\", "a b", "\N{COLLISION SYMBOL}"])
+async def test_every_metadata_key_is_found_again(store: Store, key: str) -> None:
+    await insert(store, new_job(1, **{key: "there"}), new_job(2, **{key: "elsewhere"}), new_job(3))
+    async with store.read() as tx:
+        assert [j.id for j in (await tx.list_jobs(PROJECT, after=None, limit=10, metadata={key: "there"})).items] == ["ftjob-1"]
+        assert [j.id for j in (await tx.list_jobs(PROJECT, after=None, limit=10, metadata=None)).items] == ["ftjob-3"]
 
 
 async def test_the_queue_is_by_priority_then_age(store: Store) -> None:
@@ -164,6 +174,41 @@ async def test_one_submission_key_binds_one_job(store: Store) -> None:
             return await tx.insert_submission(PROJECT, "key", "same", f"ftjob-{number}")
 
     assert sum(await asyncio.gather(*(submit(n) for n in range(20)))) == 1
+
+
+@pytest.mark.parametrize("first_commits", [True, False])
+async def test_a_submission_waits_for_the_one_that_is_in_flight(store: Store, first_commits: bool) -> None:
+    async def again() -> tuple[bool, str | None]:
+        async with store.begin() as tx:
+            bound = await tx.insert_submission(PROJECT, "key", "f", "ftjob-2")
+            await tx.lock_content(PROJECT, "f")
+            return bound, await tx.recent_twin(PROJECT, "f", TTL)
+
+    with suppress(ZeroDivisionError):
+        async with store.begin() as tx:
+            assert await tx.insert_submission(PROJECT, "key", "f", "ftjob-1")
+            await tx.insert_job(new_job(1), "f", [])
+            waiting = asyncio.create_task(again())
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            if not first_commits:
+                raise ZeroDivisionError
+    assert await waiting == ((False, "ftjob-1") if first_commits else (True, None))
+
+
+async def test_a_retry_waits_for_the_same_content_in_flight(store: Store) -> None:
+    async def retry() -> str | None:
+        async with store.begin() as tx:
+            await tx.lock_content(PROJECT, "f")
+            return await tx.recent_twin(PROJECT, "f", TTL)
+
+    async with store.begin() as tx:
+        await tx.lock_content(PROJECT, "f")
+        waiting = asyncio.create_task(retry())
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await tx.insert_job(new_job(1), "f", [])
+    assert await waiting == "ftjob-1"
 
 
 async def test_files_of_another_project_are_unknown(store: Store) -> None:
@@ -182,6 +227,37 @@ async def test_checkpoints_keep_the_newest_and_the_newest_run_owns_a_step(store:
             await tx.put_checkpoint("ftjob-1", epoch, step, f"runs/{epoch}/{step}", "name", {"train_loss": 1.0}, keep=3)
         kept = await tx.checkpoints("ftjob-1")
     assert [(c.epoch, c.step) for c in kept] == [(2, 80), (2, 60), (2, 40)]
+
+
+async def test_a_model_is_found_by_its_project_and_by_those_it_is_shared_with(store: Store) -> None:
+    await insert(store, new_job(1))
+    async with store.begin() as tx:
+        await tx.insert_project("proj_2", "org-1", "second")
+        await tx.insert_project("proj_3", "org-else", "third")
+        assert await tx.projects_of("org-1", ["proj_2", "proj_3", "proj_4"]) == {"proj_2"}
+        for step in (1, 2):
+            await tx.put_checkpoint("ftjob-1", 1, step, f"runs/{step}", f"ft:m:ckpt-step-{step}", {}, keep=3)
+        for name in ("ft:m:ckpt-step-1", "ft:m:ckpt-step-2"):
+            (made,) = await tx.put_permissions(name, ["proj_2"])
+            assert await tx.put_permissions(name, ["proj_2"]) == [made]
+        await tx.name_last_checkpoint("ftjob-1", "ft:m")
+        await tx.insert_tuned_model("ft:m", PROJECT, "org-1", "ftjob-1")
+        assert {model.id: model.prefix for model in await tx.shared_models("proj_2")} == {
+            "ft:m": "models/ftjob-1/0",
+            "ft:m:ckpt-step-1": "runs/1",
+        }
+        assert await tx.shared_models(PROJECT) == await tx.shared_models("proj_3") == []
+        assert await tx.model_named("proj_3", "ft:m") is await tx.model_named(PROJECT, "ft:m:ckpt-step-2") is None
+        model = await tx.model_named(PROJECT, "ft:m")
+        assert model == await tx.model_named("proj_2", "ft:m")
+        assert model is not None
+        assert await tx.forget_model(model) == ["runs/2"]
+        assert await tx.model_named(PROJECT, "ft:m") is await tx.model_named("proj_2", "ft:m") is None
+        assert [checkpoint.step for checkpoint in await tx.checkpoints("ftjob-1")] == [1]
+        (left,) = (await tx.list_permissions("ft:m:ckpt-step-1", project_id=None, after=None, limit=5, ascending=True)).items
+        assert await tx.delete_permission("ft:m", left.id) is False
+        assert await tx.delete_permission("ft:m:ckpt-step-1", left.id) is True
+        assert await tx.shared_models("proj_2") == []
 
 
 async def test_the_clock_is_the_databases(store: Store) -> None:

@@ -64,6 +64,10 @@ from service.rest.wire.organization import TunesmithAuditLog as TunesmithAuditLo
 from service.rest.wire.organization import TunesmithProject as TunesmithProject
 from service.rest.wire.organization import UpdateApiKeyRequest as UpdateApiKeyRequest
 from service.rest.wire.organization import UpdateProjectRequest as UpdateProjectRequest
+from service.rest.wire.permissions import CreatePermissionsRequest as CreatePermissionsRequest
+from service.rest.wire.permissions import PermissionDeleted as PermissionDeleted
+from service.rest.wire.permissions import PermissionList as PermissionList
+from service.rest.wire.permissions import PermissionObject as PermissionObject
 from service.rest.wire.shared import Answer as Answer
 from service.rest.wire.shared import CursorList as CursorList
 from service.rest.wire.shared import ErrorObject as ErrorObject

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from service.jobs import JobStatus, Progress
 from service.rest.wire.shared import Answer, CursorList, List
@@ -15,6 +15,7 @@ from trainers.spec import (
     EvaluationSpec,
     Frozen,
     Hyperparameters,
+    IntegrationSpec,
     Resolved,
     ResourceSpec,
     TrainingSpec,
@@ -22,6 +23,8 @@ from trainers.spec import (
 )
 
 Metadata = Annotated[dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)]
+BLOCKS = frozenset({"supervised", "dpo", "reinforcement"})
+"""Fields of `method` that hold the settings of one type each."""
 FileId = Annotated[str, Field(min_length=1, max_length=128)]
 
 
@@ -39,6 +42,15 @@ class MethodRequest(Frozen):
     dpo: Any = Field(default=None, description="Ignored unless type is dpo.")
     reinforcement: Any = Field(default=None, description="Ignored unless type is reinforcement.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_the_named_block(cls, value: Any) -> Any:
+        """OpenAI's client may send all three blocks; those that `type` does not name are not even looked at."""
+        if not isinstance(value, dict):
+            return value
+        given = cast("dict[str, Any]", value)
+        return {name: block for name, block in given.items() if name not in BLOCKS or name == given.get("type")}
+
 
 class CreateFineTuningJobRequest(Frozen):
     """What to fine-tune, on what, and how. Fields that are not listed are refused."""
@@ -51,7 +63,9 @@ class CreateFineTuningJobRequest(Frozen):
     )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(default=None, description="Same seed, same job; drawn unless given.")
     metadata: Metadata | None = Field(default=None, description="Up to 16 pairs to find the job by.")
-    integrations: list[Any] | None = Field(default=None, description="None is offered: null or an empty list.")
+    integrations: Annotated[list[IntegrationSpec], Field(max_length=5)] | None = Field(
+        default=None, description="Other services that the job's numbers are sent to while it runs."
+    )
     hyperparameters: Hyperparameters | None = Field(
         default=None,
         description="Deprecated by OpenAI; the same as method.supervised.hyperparameters.",
@@ -131,7 +145,7 @@ class FineTuningJob(Answer):
     error: JobErrorObject | None
     hyperparameters: HyperparametersObject
     method: dict[str, str | MethodBlock] = Field(description='{"type": T, T: {"hyperparameters": {…}}}')
-    integrations: list[Any]
+    integrations: list[IntegrationSpec]
     metadata: dict[str, str] | None
     user_provided_suffix: str | None
     tunesmith: TunesmithJob

@@ -19,7 +19,7 @@ class TunesmithModel(Answer):
 
 
 class ModelObject(Answer):
-    """A base model, or a tuned model of the project."""
+    """A base model, a tuned model or checkpoint of the project, or one that another project shares."""
 
     id: str
     object: Literal["model"] = "model"
@@ -37,7 +37,7 @@ class ModelDeleted(Answer):
 
 
 class ModelList(Answer):
-    """Every base model that is ready, and the project's tuned models."""
+    """Every base model that is ready, the project's tuned models, and those shared with it."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
