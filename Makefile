@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUBS := .venv-stubs
 BENCH := .venv-bench
+BASELINE := protos/baseline.binpb
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint bench docs stubs check-stubs clean
+.PHONY: help setup demo test fuzz lint bench docs stubs check-stubs check-protos proto-baseline clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,7 +29,7 @@ test: setup ## the whole test suite
 fuzz: setup ## thousands of valid and hostile requests from the OpenAPI description, against a real gateway
 	$(BIN)/python -m tests.fuzz
 
-lint: setup check-stubs ## ruff, import contracts, pyright on service/, stub freshness
+lint: setup check-stubs check-protos ## ruff, import contracts, pyright on service/, contracts and stubs of protos/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -54,6 +55,13 @@ check-stubs: $(STUBS)/.ready ## fail when the committed stubs are not those of p
 	rm -rf $(STUBS)/out && mkdir $(STUBS)/out
 	$(STUBS)/bin/python -m grpc_tools.protoc -I. --python_out=$(STUBS)/out --grpc_python_out=$(STUBS)/out --pyi_out=$(STUBS)/out protos/tunesmith/v1/*.proto
 	for stub in $(STUBS)/out/protos/tunesmith/v1/*; do cmp "$$stub" "protos/tunesmith/v1/$$(basename $$stub)" || exit 1; done
+
+check-protos: setup ## fail when protos/ breaks its style, or a client of the last release
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(BASELINE)
+
+proto-baseline: setup ## take protos/ as it is for the contract of a release; only when one is made
+	$(BIN)/buf build --exclude-source-info --output $(BASELINE)
 
 # 1.81 on purpose: stubs of newer generators refuse the protobuf release that some Ray extras resolve to.
 $(STUBS)/.ready: Makefile

@@ -92,7 +92,7 @@ def _gateway(data_dir: Path, database_url: str | None) -> Iterator[tuple[str, st
     """A real gateway whose Ray cluster is away, so that nothing starts: address, key, database."""
     environment = os.environ | {
         "TUNESMITH_RAY_ADDRESS": "http://127.0.0.1:9",
-        "TUNESMITH_DEFAULT_REQUESTS_PER_MINUTE": "0",
+        "TUNESMITH_QUOTA_REQUESTS_PER_MINUTE": "unlimited",
         "TUNESMITH_LOG_LEVEL": "warning",
         **({"TUNESMITH_DATABASE_URL": database_url} if database_url else {}),
     }
@@ -133,7 +133,6 @@ async def _measure(base_url: str, key: str, database_url: str, database: str, jo
         for operation, ask in asks.items():
             seconds, times = await _load(http, ask, requests)
             figures.append(_figure(database, jobs, operation, len(times) / seconds, times))
-        return figures
         seconds, times = await _fan_out(http, f"{base_url}/fine_tuning/jobs/{first}/stream", database_url, first)
         return [*figures, _figure(database, jobs, f"event to {WATCHERS} watchers", len(times) / seconds, times)]
 

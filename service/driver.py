@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from service import objects
+from service import objects, run_logs
 from service.conclude import failed_job, paused_job, requeued_job, result_file, succeeded_notices
 from service.gangs import gang
 from service.jobs import FINAL, ON_RAY, TRANSITIONS, Job, JobError, JobStatus, Notice, advance
@@ -30,12 +30,15 @@ from service.settings import Settings
 from service.store import Stale, Store, StoreUnavailable, Transaction
 from service.store.runs import Run
 from trainers import manifest
-from trainers.spec import RunSpec, model_prefix, run_prefix
-from trainers.storage import NoSuchObject, Storage, StorageUnavailable
+from trainers.redact import redactor
+from trainers.spec import RunSpec, is_log, model_prefix, run_prefix
+from trainers.storage import NoSuchObject, Storage, StorageError, StorageUnavailable
 
 log = structlog.get_logger(__name__)
 GLANCE = timedelta(seconds=1)
 """Longest wait between two looks at a run; `wake` makes it shorter."""
+LAST_WORDS = 50
+"""Lines of its log that an attempt keeps when it ended without a result."""
 RESTING = FINAL | {JobStatus.QUEUED, JobStatus.PAUSED}
 """States in which a job needs no driver."""
 ENDED = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED, RunState.UNKNOWN})
@@ -206,9 +209,10 @@ class Driver:
             await self._lost(job, run, error.message, code=error.code)
             return
         await self._until_gone(f"{job.id}-{run.epoch}", grace=timedelta(seconds=2))
+        outcome = outcome | {"log_tail": await self._log_tail(run)}
         async with self._writing() as tx:
             current = await self._still(tx, job)
-            await tx.update_run(job.id, run.epoch, ended_at=tx.time)
+            await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
             failed, notices = failed_job(current, error, tx.time)
             await tx.apply(current, failed, notices)
         self._ended(job.id, "failed")
@@ -239,12 +243,12 @@ class Driver:
 
     async def _lost(self, job: Job, run: Run, cause: str, code: str = "worker_lost") -> None:
         """The run is over without a result; the job goes back to the queue while its budget lasts."""
-        tail = await self._log_tail(f"{job.id}-{run.epoch}")
+        tail = await self._log_tail(run)
         await self._until_gone(f"{job.id}-{run.epoch}", grace=timedelta(0))
         backoff = self._settings.retry_backoff.total_seconds() * 2**job.infra_failures * random.uniform(0.8, 1.2)
         async with self._writing() as tx:
             current = await self._still(tx, job)
-            outcome = run.outcome or {"kind": "lost", "code": code, "message": cause, "log_tail": tail}
+            outcome = (run.outcome or {"kind": "lost", "code": code, "message": cause, "cause": "infrastructure"}) | {"log_tail": tail}
             await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
             last_saved = max((c.step for c in await tx.checkpoints(job.id)), default=0)
             if current.infra_failures >= self._settings.max_retries and last_saved <= (run.resumed_step or 0):
@@ -293,6 +297,7 @@ class Driver:
             report_address=self._report_address,
             tuned_model=planned_model_name(job),
             integrations=job.spec.integrations,
+            log_bytes=self._settings.run_log_bytes,
             resume_from=await asyncio.to_thread(objects.checkpoint_prefixes, self._storage, job.id, job.epoch),
         )
 
@@ -338,20 +343,26 @@ class Driver:
             log.warning("runtime_away", run=run_id, cause=str(error))
             return None
 
-    async def _log_tail(self, run_id: str) -> list[str]:
-        try:
-            return await self._runtime.log_tail(run_id, 50)
-        except RuntimeUnavailable:
-            return []
+    async def _log_tail(self, run: Run) -> list[str]:
+        """The last lines of the worker that failed; of a run that was lost those of its driver, from Ray while that lives."""
+        rank, kept = (run.outcome or {}).get("rank"), list[str]()
+        with suppress(StorageError):
+            kept = await asyncio.to_thread(run_logs.last_lines, self._storage, run.job_id, run.epoch, rank, LAST_WORDS)
+        if rank is not None and kept:
+            return kept
+        with suppress(RuntimeUnavailable):
+            redact = redactor()
+            return [redact(line) for line in await self._runtime.log_tail(f"{run.job_id}-{run.epoch}", LAST_WORDS)] or kept
+        return kept
 
     async def _tidy(self, job: Job, epoch: int) -> None:
-        """The token and what earlier runs left are of no more use, but for the checkpoints that are still listed."""
+        """The token and what earlier runs left are of no more use, but for their logs and the checkpoints that are still listed."""
         async with self._store.read() as tx:
             listed = [checkpoint.prefix for checkpoint in await tx.checkpoints(job.id)]
         await asyncio.to_thread(self._storage.delete, f"{run_prefix(job.id, epoch)}/token")
         for old in range(1, epoch):
             for prefix in (run_prefix(job.id, old), model_prefix(job.id, old)):
-                await asyncio.to_thread(manifest.remove, self._storage, prefix, keep=listed)
+                await asyncio.to_thread(manifest.remove, self._storage, prefix, keep=listed, spare=is_log)
 
     def _ended(self, job_id: str, outcome: str) -> None:
         self._metrics.run_ended(outcome)

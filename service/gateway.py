@@ -45,7 +45,9 @@ from service.scheduler import Scheduler
 from service.settings import Settings
 from service.store import Store
 from service.sweep import Sweep
+from service.tls import Certificate
 from service.validation import Validation
+from service.watches import Watches
 from trainers.storage import open_storage
 
 log = structlog.get_logger(__name__)
@@ -75,7 +77,8 @@ async def serve(settings: Settings) -> None:
         runtime = await _ray(settings, stack, stop)
         app, rpc_port = await start(parts, runtime, stack, stop, f"{settings.host}:{ports.grpc}")
         ports.keep(ports.rest, rpc_port)
-        await stack.enter_async_context(serve_rest(create_rest(app, parts.metrics, settings), rest_socket, stop))
+        api = create_rest(app, parts.metrics, settings)
+        await stack.enter_async_context(serve_rest(api, rest_socket, stop, Certificate.of(settings)))
         _announce(settings, ports.rest, rpc_port)
         await stop.wait()
         log.info("stopping")
@@ -108,10 +111,12 @@ async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asy
     grading = Grading.configured(settings)
     stack.push_async_callback(grading.close)
     validation = Validation(store, storage, settings)
-    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission, validation.files, grading, settings)
-    rpc, rpc_port = await serve_rpc(app, rpc_address)
-    stack.push_async_callback(rpc.stop, DRAIN.total_seconds())
-    report_address = settings.report_address or f"{settings.host}:{rpc_port}"
+    watches = Watches(store, settings.max_streams, metrics)
+    await stack.enter_async_context(_background(watches.run(stop), stop))
+    app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission, validation.files, grading, watches, settings)
+    rpc = await serve_rpc(app, settings, metrics, rpc_address)
+    stack.push_async_callback(rpc.stop, DRAIN)
+    report_address = settings.report_address or f"{settings.host}:{rpc.runs_port}"
 
     def new_driver(owner: str) -> Driver:
         return Driver(owner, store, storage, runtime, validation, settings, metrics, report_address)
@@ -122,7 +127,7 @@ async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asy
     await stack.enter_async_context(_background(deliveries.run(), stop))
     await stack.enter_async_context(_background(scheduler.run(), stop))
     await stack.enter_async_context(_background(Sweep(store, storage, settings, metrics).run(), stop))
-    return app, rpc_port
+    return app, rpc.port
 
 
 async def _ray(settings: Settings, stack: AsyncExitStack, stop: asyncio.Event) -> RayRuntime:
@@ -171,10 +176,13 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serve_rest(api: FastAPI, listening: socket.socket, stop: asyncio.Event) -> AsyncGenerator[None]:
-    """Serve REST; at the end no new connections are taken and requests in flight are finished."""
+async def serve_rest(
+    api: FastAPI, listening: socket.socket, stop: asyncio.Event, certificate: Certificate | None = None
+) -> AsyncGenerator[None]:
+    """Serve REST, with TLS when a certificate is given; at the end no new connections are taken and requests in flight are finished."""
     grace = int(DRAIN.total_seconds())
-    server = _Server(uvicorn.Config(api, log_config=None, lifespan="off", timeout_graceful_shutdown=grace, **SERVER_OPTIONS))
+    files = {"ssl_certfile": certificate.cert_file, "ssl_keyfile": certificate.key_file} if certificate else {}
+    server = _Server(uvicorn.Config(api, log_config=None, lifespan="off", timeout_graceful_shutdown=grace, **files, **SERVER_OPTIONS))
     task = asyncio.create_task(server.serve(sockets=[listening]))
     task.add_done_callback(lambda _: stop.set())
     try:
@@ -189,7 +197,7 @@ def _announce(settings: Settings, port: int, rpc_port: int) -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
     state = StackState(
         pid=os.getpid(),
-        base_url=f"http://{host}:{port}/v1",
+        base_url=f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}/v1",
         grpc_address=f"{host}:{rpc_port}",
         api_key_file=str((settings.data_dir / "api-key").absolute()),
         ray_address=settings.ray_address,

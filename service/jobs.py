@@ -95,6 +95,27 @@ class Progress(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a job as its owner sees it. Times are seconds since 1970; None where not yet known."""
+
+    epoch: int
+    started_at: float
+    ended_at: float | None
+    resumed_step: int | None
+    """Step it went on from; 0 is a fresh start, None until it has started."""
+    last_step: int
+    outcome: Literal["succeeded", "failed", "lost", "stopped"] | None
+    """None while it goes on; stopped is cancelled or paused."""
+    code: str | None = None
+    message: str | None = None
+    cause: str | None = None
+    rank: int | None = None
+    """The worker that failed."""
+    log_tail: tuple[str, ...] = ()
+    """Last lines of its log when it ended without a result; left out of lists."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as the database holds it. Times are seconds since 1970, by the database's clock."""
 
@@ -127,6 +148,10 @@ class Job:
     result_files: tuple[str, ...] = ()
     error: JobError | None = None
     lease_owner: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+    """First to last. Told to callers only, as is `queue_position`: see store.progress."""
+    queue_position: int | None = None
+    """1 is claimed next; None unless the job is QUEUED."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +166,14 @@ class Event:
     message: str
     type: Literal["message", "metrics"] = "message"
     data: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """What somebody who watches a job hears: one more event, or the job as it now is."""
+
+    event: Event | None
+    job: Job | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ from trainers.storage import NoSuchObject, ObjectExists, ObjectInfo, Storage
 
 T = TypeVar("T")
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+STREAM = "tunesmith.stream"
+"""In an ASGI scope: the answer has no end of its own, so its duration says nothing."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 WAIT_SECONDS = (1, 2, 5, 10, 30, 60, 300, 900, 1800, 3600, 14400, 43200, 86400)
@@ -59,11 +61,20 @@ class Metrics:
         self._loss = Gauge("tunesmith_job_loss", "Training loss of a running job.", ["job"], registry=registry)
         self._rate = Gauge("tunesmith_job_learning_rate", "Learning rate of a running job.", ["job"], registry=registry)
         self._speed = Gauge("tunesmith_job_tokens_per_second", "Non-padding tokens a second of a running job.", ["job"], registry=registry)
+        self._streams = Gauge("tunesmith_streams", "Streams of events and logs that are open.", registry=registry)
         self._requests = Counter("tunesmith_http_requests", "Answers by route.", ["method", "route", "status"], registry=registry)
         self._latency = Histogram(
             "tunesmith_http_request_duration_seconds",
-            "From the request's headers to the answer's last byte.",
+            "From the request's headers to the answer's last byte; to its first of a stream.",
             ["method", "route"],
+            buckets=REQUEST_SECONDS,
+            registry=registry,
+        )
+        self._calls = Counter("tunesmith_grpc_requests", "Calls by method and status.", ["method", "code"], registry=registry)
+        self._call_latency = Histogram(
+            "tunesmith_grpc_request_duration_seconds",
+            "From the call's metadata to its answer; to its first message of a stream.",
+            ["method"],
             buckets=REQUEST_SECONDS,
             registry=registry,
         )
@@ -127,11 +138,20 @@ class Metrics:
         """A webhook was sent: its delivery is now delivered, pending (to be tried again) or failed."""
         self._webhooks.labels(status).inc()
 
+    def set_streams(self, count: int) -> None:
+        """How many streams are open."""
+        self._streams.set(count)
+
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """An HTTP request was answered. `route` is a template, never a path with ids."""
         method = method if method in METHODS else "other"
         self._requests.labels(method, route, str(status)).inc()
         self._latency.labels(method, route).observe(seconds)
+
+    def rpc_answered(self, method: str, code: str, seconds: float) -> None:
+        """A gRPC call ended with the status `code`. `method` is `package.Service/Method`, or "unmatched"."""
+        self._calls.labels(method, code).inc()
+        self._call_latency.labels(method).observe(seconds)
 
     @contextmanager
     def store_call(self, operation: str) -> Generator[Idle]:
@@ -187,13 +207,19 @@ class HttpMetrics:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if STREAM in scope:
+                    answered()
             await send(message)
+
+        def answered() -> None:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.answered(scope["method"], route, status, time.perf_counter() - began)
 
         try:
             await self._app(scope, receive, noting_status)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.answered(scope["method"], route, status, time.perf_counter() - began)
+            if STREAM not in scope:
+                answered()
 
 
 class MeteredStorage:

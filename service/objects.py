@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trainers import manifest
 from trainers.manifest import MANIFEST
-from trainers.spec import published_prefix
+from trainers.spec import is_log, published_prefix
 from trainers.storage import NoSuchObject, ObjectExists, Storage, StorageDenied, StorageError, StorageFull, StorageUnavailable
 
 PIECE = 2**20
@@ -71,9 +71,9 @@ def checkpoint_prefixes(storage: Storage, job_id: str, epoch: int) -> list[str]:
 
 
 def discard_job(storage: Storage, job_id: str) -> None:
-    """Delete all that runs of a cancelled job left: checkpoints, and what may have been published."""
+    """Delete all that runs of a cancelled job left but their logs: checkpoints, and what may have been published."""
     for prefix in (published_prefix(job_id), f"runs/{job_id}"):
-        manifest.remove(storage, prefix)
+        manifest.remove(storage, prefix, spare=is_log)
 
 
 def probe(storage: Storage) -> None:

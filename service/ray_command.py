@@ -45,6 +45,10 @@ ENVIRONMENT = {
 }
 
 
+FOR_WORKERS = ("TUNESMITH_TLS_CA", "TUNESMITH_TLS_CERT", "TUNESMITH_TLS_KEY")
+"""Of our own variables those that are a node's, not the gateway's: with what workers reach a gateway that speaks TLS."""
+
+
 class NotOurs(Exception):
     """A directory that others can write to stands where ours should be."""
 
@@ -91,7 +95,7 @@ def _environment(data_dir: Path, token_path: Path, directory: Path, metric_port:
         "TMPDIR": str(private_directory(directory / "tmp")),
         "TUNESMITH_CACHE_DIR": str(data_dir.resolve() / "cache"),
     }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TUNESMITH_", "RAY_"))}
+    inherited = {name: value for name, value in os.environ.items() if name in FOR_WORKERS or not name.startswith(("TUNESMITH_", "RAY_"))}
     return inherited | ENVIRONMENT | ours
 
 

@@ -32,6 +32,10 @@ LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss", "full_
 """OpenAI's words for the numbers in a step's event."""
 
 
+NOT_OF_CHECKPOINTS = ("total_steps", "learning_rate", "grad_norm", "tokens_per_second")
+"""What a step's event says that is no measure of the model at that step."""
+
+
 class StepMeter(Protocol):
     """The part of the metrics that follows runs."""
 
@@ -102,9 +106,7 @@ class RunReports:
             await tx.apply(job, update.job, update.notices)
         for saved in update.checkpoints:
             at_step = await tx.metrics_at(job.id, saved.step)
-            metrics = {
-                key: value for key, value in at_step.items() if key not in ("total_steps", "learning_rate", "grad_norm") and _finite(value)
-            }
+            metrics = {key: value for key, value in at_step.items() if key not in NOT_OF_CHECKPOINTS and _finite(value)}
             name = checkpoint_model_name(planned_model_name(job), saved.step, job.resolved.steps if job.resolved else -1)
             await tx.put_checkpoint(job.id, run.epoch, saved.step, saved.prefix, name, metrics, keep=job.spec.tunesmith.checkpoints.keep)
 
@@ -184,6 +186,7 @@ def _step(update: _Update, step: pb.StepDone, result: dict[str, Any]) -> None:
         "train_mean_token_accuracy": _number(step.train_mean_token_accuracy),
         "learning_rate": step.learning_rate,
         "grad_norm": _number(step.grad_norm),
+        "tokens_per_second": _number(step.tokens_per_second),
     }
     update.held = data
     if not _is_evaluated_at(update.job, step.step):

@@ -112,6 +112,10 @@ class Settings(BaseSettings):
     )
     gpu_tflops: float | None = Field(default=None, gt=0, description="Bfloat16 TFLOP/s of one GPU, for estimates; by its type unless set.")
     gpu_memory_bytes: int | None = Field(default=None, ge=2**30, description="Memory of one GPU, for estimates; by its type unless set.")
+    max_streams: int = Field(default=1000, ge=1, description="Streams of events and logs that one gateway serves at a time.")
+    run_log_bytes: int = Field(
+        default=8 * 2**20, ge=2**20, description="Bytes that are kept of each worker's log; of a longer one the middle goes."
+    )
     metrics_public: bool = Field(default=False, description="Serve /metrics without a key, for a scraper that cannot send one.")
     wandb_enabled: bool = Field(
         default=False,
@@ -121,6 +125,13 @@ class Settings(BaseSettings):
         default=False, description="Let webhooks go to loopback and private addresses too; link-local and metadata addresses never."
     )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
+    tls_cert_file: Path | None = Field(default=None, description="PEM file with the certificate chain of REST and gRPC; no TLS unless set.")
+    tls_key_file: Path | None = Field(default=None, description="PEM file with its key.")
+    tls_client_ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of the authority that signs workers' certificates: with it, runs report to a port that asks for one.",
+    )
+    runs_port: int = Field(default=8402, ge=0, le=65535, description="That port; 0 takes a free one.")
     grader_base_url: str | None = Field(
         default=None,
         pattern=r"^https?://",

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service import devices
 from service.app import App
 from service.app.files import check_file
+from service.app.streams import JobLog
+from service.curves import Curves
 from service.data_report import DataReport, LineFault
 from service.errors import ErrorCode, TunesmithError, invalid, not_found
 from service.estimate import CountedData, Estimate
 from service.estimating import Known, estimate
-from service.jobs import FINAL, Event, Job, JobSpec, JobStatus, tuned_model_name
+from service.jobs import FINAL, Event, Job, JobSpec, JobStatus, JobUpdate, tuned_model_name
 from service.records import Artifact, Caller, Checkpoint, Content, File, Model, Page
 from service.runtime import Capacity
 from service.settings import Settings
@@ -170,6 +173,36 @@ class FakeApp(App):
         if data is None:
             raise not_found("artifact", name)
         return self._content(name.rpartition("/")[2], data)
+
+    async def watch_job(self, caller: Caller, job_id: str, *, after_seq: int = 0) -> AsyncGenerator[JobUpdate]:
+        await self.get_job(caller, job_id)
+        seq = max(0, len(self.events[job_id]) + after_seq) if after_seq < 0 else after_seq
+        known = None
+        while known is None or known.status not in FINAL:
+            job, news = self.jobs[job_id], self.events[job_id][seq:]
+            seq += len(news)
+            for event in news:
+                yield JobUpdate(event, None)
+            if job != known:
+                yield JobUpdate(None, job)
+            known = job
+            await asyncio.sleep(0.02)
+
+    async def job_curves(self, caller: Caller, job_id: str, *, after_step: int = 0) -> Curves:
+        await self.get_job(caller, job_id)
+        curves = Curves()
+        for event in self.events[job_id]:
+            if event.type == "metrics" and event.data["step"] > after_step:
+                curves.add(event.data)
+        return curves
+
+    async def job_log(self, caller: Caller, job_id: str, **asked: Any) -> JobLog:
+        await self.get_job(caller, job_id)
+
+        async def text() -> AsyncGenerator[bytes]:
+            yield f"{asked}\n".encode()
+
+        return JobLog(asked["attempt"] or 1, "rank-0", ["driver", "rank-0"], text())
 
     async def list_models(self, caller: Caller) -> list[Model]:
         return list(self.models.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,13 @@ def write(storage: Storage, prefix: str, directory: Path, facts: dict[str, Any])
     return sha256_bytes(encoded), manifest.total_bytes
 
 
-def remove(storage: Storage, prefix: str, *, keep: Iterable[str] = ()) -> None:
-    """Delete all below `prefix` but for the prefixes in `keep`, every manifest first: half deleted must not look complete."""
+def remove(storage: Storage, prefix: str, *, keep: Iterable[str] = (), spare: Callable[[str], bool] = lambda key: False) -> None:
+    """Delete all below `prefix` but for the prefixes in `keep` and what is to `spare`.
+
+    Every manifest first: what is half deleted must not look complete.
+    """
     kept = tuple(f"{other}/" for other in keep)
-    keys = [info.key for info in storage.list(f"{prefix.rstrip('/')}/") if not info.key.startswith(kept)]
+    keys = [info.key for info in storage.list(f"{prefix.rstrip('/')}/") if not info.key.startswith(kept) and not spare(info.key)]
     for key in sorted(keys, key=lambda key: key.rpartition("/")[2] != MANIFEST):
         storage.delete(key)
 

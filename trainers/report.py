@@ -7,9 +7,11 @@ the network. While the gateway is away the run goes on. Used by `worker`; the lo
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import Protocol
 
 import grpc
@@ -29,6 +31,27 @@ OVER = frozenset({grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENT
 LAST_WORDS = frozenset({"finished", "failed"})
 """Reports that are sent at once."""
 log = logging.getLogger(__name__)
+
+
+def open_channel(address: str) -> grpc.Channel:
+    """A channel to the gateway: with TLS when the node's environment names the authority that signed its certificate.
+
+    TUNESMITH_TLS_CA, and where the gateway asks for a certificate of the node's own TUNESMITH_TLS_CERT and TUNESMITH_TLS_KEY,
+    are paths of PEM files on the node. Raises TrainingFailed when one can't be read.
+    """
+    options = [("grpc.max_reconnect_backoff_ms", 3000)]
+    authority, chain, key = (_pem(f"TUNESMITH_TLS_{name}") for name in ("CA", "CERT", "KEY"))
+    if authority is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, chain), options=options)
+
+
+def _pem(variable: str) -> bytes | None:
+    path = os.environ.get(variable)
+    try:
+        return Path(path).read_bytes() if path else None
+    except OSError as error:
+        raise TrainingFailed("tls_unusable", f"{variable} on this node names a file that can't be read: {error}", "config") from error
 
 
 class Reporter(Protocol):
@@ -73,7 +96,7 @@ class GatewayReporter:
     def __init__(self, address: str, token: str, job_id: str, epoch: int, *, last_seq: int = 0) -> None:
         self.stage = "starting"
         self._job_id, self._epoch, self._token = job_id, epoch, token
-        self._channel = grpc.insecure_channel(address, options=[("grpc.max_reconnect_backoff_ms", 3000)])
+        self._channel = open_channel(address)
         self._stub = RunsStub(self._channel)
         self._waiting: deque[pb.RunReport] = deque()
         self._seq = last_seq
@@ -156,7 +179,7 @@ class GatewayReporter:
 def acknowledged(address: str, token: str, job_id: str, epoch: int) -> int:
     """Number of the last report of this run that the gateway has. Waits for the gateway; raises Stopped when the run is over."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address) as channel:
         while True:
             try:
                 request = pb.ReportRequest(job_id=job_id, epoch=epoch, stage="ending")

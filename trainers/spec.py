@@ -230,6 +230,7 @@ class RunSpec(Frozen):
     resume_from: list[str] = Field(
         default=[], description="Prefixes of checkpoints of earlier runs, newest first; the first that verifies is taken."
     )
+    log_bytes: int = Field(default=8 * 2**20, ge=2**20, description="Bytes kept of each process's log; of a longer one the middle goes.")
 
     @property
     def run_id(self) -> str:
@@ -248,8 +249,19 @@ class RunSpec(Frozen):
 
 
 def run_prefix(job_id: str, epoch: int) -> str:
-    """Storage prefix of one run: `spec.json`, `token`, `checkpoints/step-<n>/`."""
+    """Storage prefix of one run: `spec.json`, `token`, `checkpoints/step-<n>/`, `logs/`."""
     return f"runs/{job_id}/{epoch}"
+
+
+def logs_prefix(job_id: str, epoch: int) -> str:
+    """Storage prefix of one run's logs; they stay when the rest of the run goes, until the job is deleted."""
+    return f"{run_prefix(job_id, epoch)}/logs"
+
+
+def is_log(key: str) -> bool:
+    """Whether the object lies below some run's `logs_prefix`."""
+    parts = key.split("/")
+    return len(parts) > 4 and parts[0] == "runs" and parts[3] == "logs"
 
 
 def published_prefix(job_id: str) -> str:

@@ -11,22 +11,26 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from protos.tunesmith.v1 import runs_pb2 as pb
+from trainers.capture import FORMAT, captured, speak
 from trainers.failure import Stopped, TrainingFailed, chain_of, classify, traceback_tail
 from trainers.integrations import with_integrations
+from trainers.redact import redactor
 from trainers.report import GatewayReporter, Reporter, Silent, acknowledged
+from trainers.run_log import DRIVER, rank_writer
 from trainers.spec import RunSpec
-from trainers.storage import Storage, open_storage
+from trainers.storage import open_storage
 
 COLLECTIVE_SECONDS = 120
 """A collective that takes longer has lost a peer."""
 EXIT_FAILED, EXIT_STOPPED = 1, 3
-log = logging.getLogger(__name__)
+# By name: this module is `__main__` where the driver runs it.
+log = logging.getLogger("trainers.worker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,11 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     storage = open_storage(given.storage_url)
     spec = RunSpec.model_validate_json(storage.get(given.spec))
     token = storage.get(f"{spec.run_prefix}/token").decode()
-    try:
-        _fit(spec)
-    except BaseException as error:
-        return _ended(spec, token, error)
-    return 0
+    with captured(storage, spec, DRIVER, [token]):
+        try:
+            _fit(spec)
+        except BaseException as error:
+            return _ended(spec, token, error)
+        return 0
 
 
 def _fit(spec: RunSpec) -> None:
@@ -99,11 +104,28 @@ def train_rank(config: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
     storage = open_storage(spec.storage_url)
     place = Place(context.get_world_rank(), context.get_world_size(), get_device(), node_cache())
+    token = storage.get(f"{spec.run_prefix}/token").decode() if place.rank == 0 else ""
     with ExitStack() as stack:
+        stack.enter_context(captured(storage, spec, rank_writer(place.rank), [token]))
+        speak()
+        log.info("run %s, rank %d of %d on %s, process %d", spec.run_id, place.rank, place.world_size, place.device, os.getpid())
         reporter: Reporter = Silent()
         if place.rank == 0:
-            reporter = with_integrations(spec, _gateway(spec, storage, stack), stack)
-        execute(spec, storage, reporter, place)
+            reporter = with_integrations(spec, _gateway(spec, token, stack), stack)
+        _logged(lambda: execute(spec, storage, reporter, place))
+
+
+def _logged(work: Callable[[], None]) -> None:
+    """Do it, and leave its end in this worker's own log, where its owner can read it."""
+    try:
+        work()
+    except Stopped as stopped:
+        log.info("left before the end: %s", stopped)
+        raise
+    except Exception:
+        log.exception("the worker failed")
+        raise
+    log.info("done")
 
 
 def node_cache() -> Path:
@@ -115,8 +137,7 @@ def node_cache() -> Path:
     return path
 
 
-def _gateway(spec: RunSpec, storage: Storage, stack: ExitStack) -> GatewayReporter:
-    token = storage.get(f"{spec.run_prefix}/token").decode()
+def _gateway(spec: RunSpec, token: str, stack: ExitStack) -> Reporter:
     reporter = GatewayReporter(spec.report_address, token, spec.job_id, spec.epoch)
     stack.callback(reporter.close)
     return reporter
@@ -130,7 +151,9 @@ def _ended(spec: RunSpec, token: str, error: BaseException) -> int:
         return EXIT_STOPPED
     rank, failed = _telling(errors)
     log.error("rank %d: %s", rank, failed)
-    body = pb.Failed(code=failed.code, message=failed.message, cause=failed.cause, rank=rank, traceback=traceback_tail(errors[rank]))
+    redact = redactor(secrets=[token])
+    told, trace = redact(failed.message), redact(traceback_tail(errors[rank]))
+    body = pb.Failed(code=failed.code, message=told, cause=failed.cause, rank=rank, traceback=trace)
     with suppress(Stopped, TrainingFailed):
         last = acknowledged(spec.report_address, token, spec.job_id, spec.epoch)
         reporter = GatewayReporter(spec.report_address, token, spec.job_id, spec.epoch, last_seq=last)
@@ -152,5 +175,5 @@ def _telling(errors: dict[int, BaseException]) -> tuple[int, TrainingFailed]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format=FORMAT)
     sys.exit(main())

@@ -15,6 +15,7 @@ from service.app.keys import KeyUses
 from service.app.models import ModelUses
 from service.app.operation import OperationUses
 from service.app.permissions import PermissionUses
+from service.app.streams import StreamUses
 from service.app.uploads import UploadUses
 from service.app.webhooks import WebhookUses
 
@@ -26,6 +27,7 @@ class App(
     UploadUses,
     EstimateUses,
     ArtifactUses,
+    StreamUses,
     ModelUses,
     PermissionUses,
     KeyUses,

@@ -22,6 +22,7 @@ from service.reports import RunReports
 from service.runtime import Runtime, RuntimeUnavailable
 from service.settings import Settings
 from service.store import Store, StoreUnavailable, Transaction
+from service.watches import Watches
 from trainers.storage import NoSuchObject, Storage, StorageDenied, StorageError, StorageFull, StorageUnavailable
 
 T = TypeVar("T")
@@ -49,12 +50,13 @@ class Context(QuotaChecks):
         admission: Admission,
         checks: FileChecks,
         grading: Grading,
+        watches: Watches,
         settings: Settings,
     ) -> None:
         self.store, self.storage, self.catalogue, self.runtime = store, storage, catalogue, runtime
         self.reports, self.admission, self.settings = reports, admission, settings
         self.wake = wake
-        self.checks, self.grading = checks, grading
+        self.checks, self.grading, self.watches = checks, grading, watches
         self.assemblies = Turns(ASSEMBLIES)
 
     @asynccontextmanager

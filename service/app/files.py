@@ -49,7 +49,7 @@ class FileUses(Context):
         """One file's facts."""
         require(caller, "read")
         async with self.reading() as tx:
-            return found(await tx.file(caller.project_id, file_id), "file", file_id)
+            return found(await tx.file(caller.project_id, file_id), "file", file_id, param="file_id")
 
     async def file_content(self, caller: Caller, file_id: str) -> Content:
         """One file's bytes."""
@@ -61,7 +61,7 @@ class FileUses(Context):
         require(caller, "write")
         async with available():
             async with self.store.begin() as tx:
-                key = found(await tx.delete_file(caller.project_id, file_id), "file", file_id)
+                key = found(await tx.delete_file(caller.project_id, file_id), "file", file_id, param="file_id")
                 await tx.audit(caller, "file.deleted", file_id)
             if key.startswith("files/"):  # a result file's bytes are also an artifact of its job
                 with suppress(StorageError):  # the sweep comes back to it

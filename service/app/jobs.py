@@ -60,13 +60,15 @@ class JobUses(Context):
         """The project's jobs, newest first; only those whose metadata holds all of `metadata`, or that have none when it is None."""
         require(caller, "read")
         async with self.reading() as tx:
-            return await tx.list_jobs(caller.project_id, after=after, limit=limit, metadata=metadata)
+            page = await tx.list_jobs(caller.project_id, after=after, limit=limit, metadata=metadata)
+            return Page(await tx.detailed(page.items), page.has_more)
 
     async def get_job(self, caller: Caller, job_id: str) -> Job:
-        """One job."""
+        """One job, with the last log lines of its attempts that failed."""
         require(caller, "read")
         async with self.reading() as tx:
-            return await self.the_job(tx, caller, job_id)
+            [job] = await tx.detailed([await self.the_job(tx, caller, job_id)], log_tails=True)
+            return job
 
     async def cancel_job(self, caller: Caller, job_id: str) -> Job:
         """Stop a job: at once when nothing of it runs, else CANCELLING until its processes are gone."""
@@ -95,9 +97,10 @@ class JobUses(Context):
                 with suppress(Stale):
                     async with self.store.begin() as tx:
                         before = await self.the_job(tx, caller, job_id, lock=True)
-                        job = await change(tx, before)
-                        if job is not before:
+                        changed = await change(tx, before)
+                        if changed is not before:
                             await tx.audit(caller, audited, job_id)
+                        [job] = await tx.detailed([changed])
                     self.wake()
                     return job
         raise TunesmithError(ErrorCode.UNAVAILABLE, "The job is changing just now.", retry_after=timedelta(seconds=1))

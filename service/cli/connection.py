@@ -225,6 +225,15 @@ def refused(status: int, body: object, request_id: str | None, target: Target) -
     return Ended(ExitCode.USAGE, f"{message}{known}")
 
 
+def answer_of(response: httpx.Response) -> object:
+    """The body of a refusal that was not read yet; None when it is not JSON."""
+    response.read()
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
 def away(cause: BaseException, target: Target) -> Ended:
     """The service can't be reached, or stopped answering."""
     return Ended(ExitCode.AWAY, f"the service at {target.base_url} does not answer: {str(cause) or type(cause).__name__}", target.start)

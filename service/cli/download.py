@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from service.cli.connection import Service, away, refused
+from service.cli.connection import Service, answer_of, away, refused
 from service.cli.output import Ended, ExitCode, plain
 from service.cli.screen import Bar
 
@@ -120,11 +120,7 @@ def _add(service: Service, client: httpx.Client, wanted: Wanted, partial: Path, 
 
 
 def _refusal(service: Service, response: httpx.Response) -> Ended:
-    response.read()
-    try:
-        body: object = response.json()
-    except ValueError:
-        body = None
+    body = answer_of(response)
     if response.request.url.host != service.client.base_url.host:
         return Ended(
             ExitCode.AWAY,

@@ -1,22 +1,23 @@
-"""`tunesmith jobs …`: list, get, watch, cancel, pause, resume, events, checkpoints. `create` is in create.py."""
+"""`tunesmith jobs …`: list, get, watch, cancel, pause, resume, events, checkpoints. `create`, `logs` and `metrics` stand elsewhere."""
 
 from __future__ import annotations
 
-import time
 from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
-from service.cli import create, jobfile, views
-from service.cli.connection import Service, connected
+from service.cli import create, jobfile, run_output, views
+from service.cli.connection import connected
+from service.cli.feed import FURTHEST, PATIENCE, Feed
 from service.cli.options import BaseUrl, DataDir, JobId, Limit, Output
 from service.cli.output import ExitCode, Format, epilog, exit_codes, plain, say, show_one, show_rows, show_stream
-from service.cli.watch import PATIENCE, Events, event_line, watch_to_end
+from service.cli.watch import event_line, watch_to_end
 
 app = typer.Typer(help="Fine-tuning jobs.", no_args_is_help=True)
-Interval = Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")]
 app.command("create", epilog=create.EPILOG)(create.create)
+app.command("logs", epilog=run_output.LOGS_EPILOG)(run_output.logs)
+app.command("metrics", epilog=run_output.METRICS_EPILOG)(run_output.metrics)
 
 
 @app.command("list", epilog=epilog("tunesmith jobs list", "tunesmith jobs list --metadata team=search -n 5 -o json"))
@@ -42,6 +43,9 @@ def get(job: JobId, output: Output = Format.TABLE, base_url: BaseUrl = None, dat
     with connected(base_url, data_dir) as service:
         found = service.client.fine_tuning.jobs.retrieve(job).to_dict()
     show_one(found, views.JOB, output)
+    if output is Format.TABLE and (attempts := views.ours(found).get("attempts")):
+        typer.echo("\nattempts")
+        show_rows(attempts, views.ATTEMPTS, output)
     if output is Format.TABLE and (lines := views.failure(found)):
         typer.echo("\nerror")
         for line in lines:
@@ -51,7 +55,6 @@ def get(job: JobId, output: Output = Format.TABLE, base_url: BaseUrl = None, dat
 @app.command("watch", epilog=epilog("tunesmith jobs watch ftjob-abc123") + "\n\n" + exit_codes())
 def watch_job(
     job: JobId,
-    interval: Interval = 1.0,
     patience: Annotated[float, typer.Option(min=0, help="Seconds the service may be away before the watch gives up.")] = PATIENCE,
     output: Output = Format.TABLE,
     base_url: BaseUrl = None,
@@ -63,7 +66,7 @@ def watch_job(
     for. Without a terminal the job's events come as lines. The exit code tells how the job ended.
     """
     with connected(base_url, data_dir) as service:
-        watch_to_end(service, job, output, interval=interval, patience=patience)
+        watch_to_end(service, job, output, patience=patience)
 
 
 @app.command(epilog=epilog("tunesmith jobs cancel ftjob-abc123"))
@@ -100,34 +103,30 @@ def events(
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended; JSON then comes as one object a line.")] = False,
     limit: Limit = 1000,
-    interval: Interval = 1.0,
     output: Output = Format.TABLE,
     base_url: BaseUrl = None,
     data_dir: DataDir = None,
 ) -> None:
     """Show what happened to a job, oldest first."""
     with connected(base_url, data_dir) as service:
-        told = Events(service, job, at_most=limit)
         if not follow:
-            show_rows(told.fresh(), views.EVENTS, output)
+            newest_first = islice(service.client.fine_tuning.jobs.list_events(job, limit=min(100, limit)), limit)
+            show_rows([event.to_dict() for event in newest_first][::-1], views.EVENTS, output)
             return
         try:
-            _follow(service, job, told, interval, output)
+            _follow(Feed(service, job, -min(limit, FURTHEST), note=say), output)
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.OK) from None
 
 
-def _follow(service: Service, job_id: str, told: Events, interval: float, output: Format) -> None:
-    while True:
-        ended = service.client.fine_tuning.jobs.retrieve(job_id).status in views.ENDED
-        for event in told.fresh():
-            if output is Format.TABLE:
-                typer.echo(event_line(event))
-            else:
-                show_stream(event, output)
-        if ended:
-            return
-        time.sleep(interval)
+def _follow(feed: Feed, output: Format) -> None:
+    for message in feed.messages():
+        if message.event != "event":
+            continue
+        if output is Format.TABLE:
+            typer.echo(event_line(message.data))
+        else:
+            show_stream(message.data, output)
 
 
 @app.command(epilog=epilog("tunesmith jobs checkpoints ftjob-abc123"))

@@ -74,6 +74,25 @@ JOBS: list[Column] = [
     ("AGE", lambda job: age(job["created_at"])),
     ("TUNED MODEL", lambda job: job.get("fine_tuned_model")),
 ]
+
+
+def _took(attempt: Row) -> str:
+    return duration((attempt["ended_at"] or time.time()) - attempt["started_at"])
+
+
+def _why(attempt: Row) -> str:
+    where = "" if attempt["rank"] is None else f" (rank {attempt['rank']})"
+    return f"{attempt['code']}: {attempt['message']}{where}" if attempt["code"] else ""
+
+
+ATTEMPTS: list[Column] = [
+    ("RUN", lambda attempt: attempt["epoch"]),
+    ("STARTED", lambda attempt: when(attempt["started_at"])),
+    ("TOOK", _took),
+    ("STEPS", lambda attempt: f"{attempt['resumed_step'] or 0} to {attempt['last_step']}"),
+    ("OUTCOME", lambda attempt: attempt["outcome"] or "goes on"),
+    ("WHY", _why),
+]
 CREATED: list[Column] = [
     ("id", lambda job: job["id"]),
     ("phase", phase),
@@ -120,6 +139,7 @@ JOB: list[Column] = [
     ("id", lambda job: job["id"]),
     ("phase", phase),
     ("reason", lambda job: ours(job).get("reason")),
+    ("queue position", lambda job: ours(job).get("queue_position")),
     ("model", lambda job: job["model"]),
     ("tuned model", lambda job: job.get("fine_tuned_model")),
     ("training file", lambda job: job["training_file"]),

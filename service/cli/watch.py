@@ -1,7 +1,7 @@
 """Watching a job: one live line on a terminal, otherwise its events line by line, until it has ended.
 
-Used by `jobs watch`, `jobs create --watch` and, for its events, `jobs events --follow`. Survives a
-service that is away for a while: the job goes on without it, and so does the watch.
+Used by `jobs watch`, `jobs create --watch` and, for its lines, `jobs events --follow`. What happens comes from the
+job's stream, see feed.py; it survives a service that is away for a while.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from service.cli import views
 from service.cli.connection import Service
-from service.cli.output import Ended, ExitCode, Format, Row, duration, facts, on_terminal, plain, say, show_data
+from service.cli.feed import PATIENCE, Feed
+from service.cli.output import ExitCode, Format, Row, duration, facts, on_terminal, plain, say, show_data
 from service.cli.screen import console
 from service.cli.times import clock
 
@@ -26,31 +25,8 @@ if TYPE_CHECKING:
 
 OUTCOME = {"succeeded": ExitCode.OK, "failed": ExitCode.FAILED, "cancelled": ExitCode.CANCELLED}
 """Exit code of a watch by the job's last status."""
-PATIENCE = 300.0
-"""Seconds a service may be away before a watch gives up."""
-ANSWER_TIMEOUT = 30.0
-
-
-@dataclass
-class Events:
-    """A job's events, each of them once."""
-
-    service: Service
-    job_id: str
-    at_most: int | None = None
-    """How many of the past are told at first; all unless given."""
-    _last: str | None = field(default=None, init=False)
-
-    def fresh(self) -> list[dict[str, Any]]:
-        """Those that came since the last call, oldest first."""
-        found: list[dict[str, Any]] = []
-        listed = self.service.client.fine_tuning.jobs.list_events(self.job_id, limit=min(100, self.at_most or 100))
-        for event in islice(listed, self.at_most if self._last is None else None):
-            if event.id == self._last:
-                break
-            found.append(event.to_dict())
-        self._last = found[0]["id"] if found else self._last
-        return found[::-1]
+PAST = 20
+"""Events of the past that a watch begins with."""
 
 
 class Screen:
@@ -136,11 +112,11 @@ def screen() -> Generator[Screen]:
         yield LiveScreen(progress)
 
 
-def watch_to_end(service: Service, job_id: str, output: Format, *, interval: float = 1.0, patience: float = PATIENCE) -> NoReturn:
+def watch_to_end(service: Service, job_id: str, output: Format, *, patience: float = PATIENCE) -> NoReturn:
     """Watch, tell the end, and leave with its exit code; on Ctrl-C leave with 0."""
     flags = service.target.flags
     try:
-        job = watch(service, job_id, interval=interval, patience=patience)
+        job = watch(service, job_id, patience=patience)
     except KeyboardInterrupt:
         detached(job_id, flags)
         raise typer.Exit(ExitCode.OK) from None
@@ -152,33 +128,23 @@ def watch_to_end(service: Service, job_id: str, output: Format, *, interval: flo
     raise typer.Exit(outcome)
 
 
-def watch(service: Service, job_id: str, *, interval: float = 1.0, patience: float = PATIENCE) -> dict[str, Any]:
+def watch(service: Service, job_id: str, *, patience: float = PATIENCE) -> dict[str, Any]:
     """The job once it has ended. Raises Ended when the service stays away, KeyboardInterrupt on Ctrl-C."""
-    quick = Service(service.client.with_options(max_retries=0, timeout=ANSWER_TIMEOUT), service.target)
-    events = Events(quick, job_id, at_most=20)
-    answered = time.monotonic()
     with screen() as shown:
-        while True:
-            try:
-                job = _look(quick, job_id, events, shown)
-                answered = time.monotonic()
-                if job["status"] in OUTCOME:
-                    return job
-            except Ended as ended:
-                if ended.code is not ExitCode.AWAY or time.monotonic() - answered > patience:
-                    raise
-                shown.note("the service does not answer; the job goes on without it, and this watch tries again")
-            time.sleep(interval)
+        for message in Feed(service, job_id, -PAST, patience, shown.note).messages():
+            if message.event == "event":
+                shown.event(message.data)
+            elif message.event == "progress":
+                shown.state(_job(message.data))
+            elif message.event == "done":
+                return message.data
+    raise AssertionError("a feed ends with the job's end")
 
 
-def _look(service: Service, job_id: str, events: Events, shown: Screen) -> dict[str, Any]:
-    with service.errors():
-        # The job first: when it has ended, the events read after it are all there will be.
-        job = service.client.fine_tuning.jobs.retrieve(job_id).to_dict()
-        for event in events.fresh():
-            shown.event(event)
-    shown.state(job)
-    return job
+def _job(ours: dict[str, Any]) -> dict[str, Any]:
+    """What a watch shows of a job, from its `tunesmith` part."""
+    eta = views.part(ours, "progress").get("eta_seconds")
+    return {"tunesmith": ours, "estimated_finish": time.time() + eta if eta is not None and ours["phase"] == "running" else None}
 
 
 def conclude(job: Row, flags: str) -> ExitCode:

@@ -25,6 +25,7 @@ from service.rest import (
     models,
     permissions,
     projects,
+    streams,
     uploads,
     webhooks,
 )
@@ -64,17 +65,18 @@ def create_rest(app: App, metrics: Metrics, settings: Settings) -> FastAPI:
     errors.install(api)
     for resource in (
         files,
+        uploads,
         artifacts,
+        estimates,
         jobs,
+        streams,
+        permissions,
+        graders,
         models,
+        webhooks,
         projects,
         api_keys,
         audit_logs,
-        webhooks,
-        uploads,
-        estimates,
-        graders,
-        permissions,
         health,
     ):
         api.include_router(resource.router)

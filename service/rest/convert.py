@@ -1,20 +1,19 @@
-"""From the wire's request to a `JobSpec`, and from jobs, files, models and gradings to their wire shapes. Pure."""
+"""From jobs, files, models and gradings to their wire shapes. Pure."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from service.errors import invalid
 from service.estimate import Estimate
-from service.jobs import Event, Job, JobSpec, JobStatus, MethodSpec
+from service.job_request import job_spec as job_spec
+from service.jobs import Attempt, Event, Job, JobSpec, JobStatus
 from service.records import Artifact, Checkpoint, File, Model, Page, Permission, Upload, UploadPart
 from service.rest import wire
+from service.strict import finite
 from trainers.graders.outcome import Outcome
 from trainers.graders.spec import Grader
-from trainers.spec import Hyperparameters
 
 STATUS: dict[JobStatus, str] = {
     JobStatus.VALIDATING: "validating_files",
@@ -29,42 +28,6 @@ STATUS: dict[JobStatus, str] = {
     JobStatus.CANCELLED: "cancelled",
 }
 """OpenAI's word for each phase."""
-
-
-def job_spec(request: wire.CreateFineTuningJobRequest) -> JobSpec:
-    """What the request asks for; INVALID_REQUEST where its parts contradict each other."""
-    return JobSpec(
-        model=request.model,
-        training_file=request.training_file,
-        validation_file=request.validation_file,
-        suffix=request.suffix,
-        seed=request.seed,
-        metadata=request.metadata or {},
-        integrations=request.integrations or [],
-        method=_method(request),
-        tunesmith=request.tunesmith,
-    )
-
-
-def _method(request: wire.CreateFineTuningJobRequest) -> MethodSpec:
-    method = request.method or wire.MethodRequest(type="supervised")
-    block = method.supervised if method.type == "supervised" else None
-    given = block.hyperparameters if block else Hyperparameters()
-    return MethodSpec(type=method.type, hyperparameters=_merged(given, request.hyperparameters or Hyperparameters()))
-
-
-def _merged(given: Hyperparameters, deprecated: Hyperparameters) -> Hyperparameters:
-    """Both places together: "auto" leaves the word to the other, two different numbers are an error."""
-    values: dict[str, Any] = {}
-    for name in Hyperparameters.model_fields:
-        new, old = getattr(given, name), getattr(deprecated, name)
-        if "auto" not in (new, old) and new != old:
-            raise invalid(
-                f"'hyperparameters.{name}' is {old} but 'method.supervised.hyperparameters.{name}' is {new}; give it once.",
-                f"hyperparameters.{name}",
-            )
-        values[name] = old if new == "auto" else new
-    return Hyperparameters(**values)
 
 
 def job_object(job: Job, now: float) -> wire.FineTuningJob:
@@ -90,11 +53,12 @@ def job_object(job: Job, now: float) -> wire.FineTuningJob:
         integrations=job.spec.integrations,
         metadata=job.spec.metadata or None,
         user_provided_suffix=job.spec.suffix,
-        tunesmith=_tunesmith(job),
+        tunesmith=tunesmith_object(job),
     )
 
 
-def _tunesmith(job: Job) -> wire.TunesmithJob:
+def tunesmith_object(job: Job) -> wire.TunesmithJob:
+    """Our part of a job."""
     spec = job.spec.tunesmith
     return wire.TunesmithJob(
         phase=job.status,
@@ -105,6 +69,9 @@ def _tunesmith(job: Job) -> wire.TunesmithJob:
         started_at=_seconds(job.started_at),
         progress=job.progress,
         data=spec.data,
+        queue_position=job.queue_position,
+        jobs_ahead=None if job.queue_position is None else job.queue_position - 1,
+        attempts=[_attempt(attempt) for attempt in job.attempts],
         adapter=spec.adapter,
         training=spec.training,
         checkpoints=spec.checkpoints,
@@ -114,6 +81,12 @@ def _tunesmith(job: Job) -> wire.TunesmithJob:
         resolved=job.resolved,
         error=wire.JobFailure(cause=job.error.cause, details=finite(job.error.details)) if job.error else None,
     )
+
+
+def _attempt(attempt: Attempt) -> wire.JobAttempt:
+    values: dict[str, Any] = {name: getattr(attempt, name) for name in wire.JobAttempt.model_fields}
+    values |= {"started_at": int(attempt.started_at), "ended_at": _seconds(attempt.ended_at), "log_tail": list(attempt.log_tail)}
+    return wire.JobAttempt(**values)
 
 
 def _hyperparameters(job: Job) -> wire.HyperparametersObject:
@@ -242,23 +215,6 @@ def permission_list(permissions: Sequence[Permission], *, has_more: bool) -> wir
 
 def _ends(items: Sequence[File | Checkpoint | UploadPart | Permission]) -> dict[Literal["first_id", "last_id"], str | None]:
     return {"first_id": items[0].id if items else None, "last_id": items[-1].id if items else None}
-
-
-def finite(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with null in place of the numbers that JSON cannot hold: a diverged loss is NaN."""
-    return {key: _finite(value) for key, value in data.items()}
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return finite(cast("dict[str, Any]", value))
-        case list() | tuple():
-            return [_finite(item) for item in cast("list[Any]", value)]
-        case _:
-            return value
 
 
 def grader_run(grader: Grader, outcome: Outcome) -> wire.GraderRun:

@@ -12,20 +12,17 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from service import names
 from service.app import App
 from service.app.context import require
-from service.errors import ErrorCode, RateExceeded, TunesmithError, invalid, not_found
+from service.errors import ErrorCode, RateExceeded, TunesmithError, invalid
 from service.metrics import Metrics
 from service.records import Caller, Rate, Scope
 from service.settings import Settings
 
-MAX_KEY_LENGTH = 512
 ADMINISTRATION = ("/v1/organization/", "/v1/fine_tuning/checkpoints/")
 """Routes below these are for admin keys: who may do, and may use, what."""
-_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_MODEL = re.compile(r"[\x21-\x7e]{1,512}")
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _bearer = HTTPBearer(auto_error=False, description="An API key, as `Authorization: Bearer …`.")
 
 
@@ -54,10 +51,7 @@ async def get_caller(request: Request, app: AppDep, credentials: Credentials) ->
     """Who asks; UNAUTHENTICATED without a key that is known, PERMISSION_DENIED before the body is read when its scopes can't do."""
     if credentials is None or not credentials.credentials:
         raise TunesmithError(ErrorCode.UNAUTHENTICATED, "You did not provide an API key: send it as 'Authorization: Bearer YOUR_KEY'.")
-    key = credentials.credentials
-    if len(key) > MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
-        raise TunesmithError(ErrorCode.UNAUTHENTICATED, "This is not an API key.")
-    caller = await _admitted(request, app, key)
+    caller = await _admitted(request, app, names.api_key(credentials.credentials))
     require(caller, _needed_scope(request))
     return caller
 
@@ -85,111 +79,79 @@ CallerDep = Annotated[Caller, Depends(get_caller)]
 
 def get_file_id(file_id: Annotated[str, Path(description="Id of a file: file-…")]) -> str:
     """A file id of the right form."""
-    if not _ID.fullmatch(file_id):
-        raise not_found("file", _short(file_id), "file_id")
-    return file_id
+    return names.thing_id("file", file_id, "file_id")
 
 
 def get_upload_id(upload_id: Annotated[str, Path(description="Id of an upload: upload_…")]) -> str:
     """An upload id of the right form."""
-    if not _ID.fullmatch(upload_id):
-        raise not_found("upload", _short(upload_id), "upload_id")
-    return upload_id
+    return names.thing_id("upload", upload_id, "upload_id")
 
 
 def get_job_id(fine_tuning_job_id: Annotated[str, Path(description="Id of a job: ftjob-…")]) -> str:
     """A job id of the right form."""
-    if not _ID.fullmatch(fine_tuning_job_id):
-        raise not_found("fine-tuning job", _short(fine_tuning_job_id), "fine_tuning_job_id")
-    return fine_tuning_job_id
+    return names.thing_id("fine-tuning job", fine_tuning_job_id, "fine_tuning_job_id")
 
 
 def get_model_id(model: Annotated[str, Path(description="Name of a model; may hold / and :.")]) -> str:
     """A model name of the right form."""
-    if not _MODEL.fullmatch(model):
-        raise not_found("model", _short(model), "model")
-    return model
+    return names.model_name(model)
 
 
 def get_checkpoint_name(
     fine_tuned_model_checkpoint: Annotated[str, Path(description="Name of a tuned model or of a checkpoint; may hold / and :.")],
 ) -> str:
     """A model name of the right form."""
-    if not _MODEL.fullmatch(fine_tuned_model_checkpoint):
-        raise not_found("model", _short(fine_tuned_model_checkpoint), "fine_tuned_model_checkpoint")
-    return fine_tuned_model_checkpoint
+    return names.model_name(fine_tuned_model_checkpoint, "fine_tuned_model_checkpoint")
 
 
 def get_permission_id(permission_id: Annotated[str, Path(description="Id of a permission: cp_…")]) -> str:
     """A permission id of the right form."""
-    if not _ID.fullmatch(permission_id):
-        raise not_found("permission", _short(permission_id), "permission_id")
-    return permission_id
+    return names.thing_id("permission", permission_id, "permission_id")
 
 
 def get_artifact_name(name: Annotated[str, Path(description="Name of an artifact, e.g. adapter/adapter_config.json.")]) -> str:
     """A relative path without steps upwards."""
-    if not _MODEL.fullmatch(name) or any(part in ("", ".", "..") for part in name.split("/")):
-        raise not_found("artifact", _short(name), "name")
-    return name
+    return names.artifact_name(name)
 
 
 def get_project_id(project_id: Annotated[str, Path(description="Id of a project: proj_…")]) -> str:
     """A project id of the right form."""
-    if not _ID.fullmatch(project_id):
-        raise not_found("project", _short(project_id), "project_id")
-    return project_id
+    return names.thing_id("project", project_id, "project_id")
 
 
 def get_api_key_id(api_key_id: Annotated[str, Path(description="Id of an API key, the part of it after ts_.")]) -> str:
     """A key id of the right form."""
-    if not _ID.fullmatch(api_key_id):
-        raise not_found("API key", _short(api_key_id), "api_key_id")
-    return api_key_id
+    return names.thing_id("API key", api_key_id, "api_key_id")
 
 
 def get_webhook_id(webhook_id: Annotated[str, Path(description="Id of a webhook: we_…")]) -> str:
     """A webhook id of the right form."""
-    if not _ID.fullmatch(webhook_id):
-        raise not_found("webhook", _short(webhook_id), "webhook_id")
-    return webhook_id
+    return names.thing_id("webhook", webhook_id, "webhook_id")
 
 
 def get_metadata_filter(request: Request) -> dict[str, str] | None:
     """The pairs of `metadata[key]=value` in the query; None for `metadata=null`, which asks for jobs without metadata."""
-    pairs: dict[str, str] = {}
+    pairs: list[tuple[str, str]] = []
     nulls = [value for name, value in request.query_params.multi_items() if name == "metadata"]
     if any(value != "null" for value in nulls):
         raise invalid("Filter by metadata[key]=value, or by metadata=null for jobs without metadata.", "metadata")
     for name, value in request.query_params.multi_items():
-        if (match := _METADATA.fullmatch(name)) is None:
-            continue
-        if len(match[1]) > 64 or len(value) > 512 or _CONTROL.search(match[1] + value):
-            raise invalid("A metadata key has at most 64 characters, a value at most 512, and neither control characters.", "metadata")
-        pairs[match[1]] = value
-    if len(pairs) > 16:
-        raise invalid("A job has at most 16 pairs of metadata.", "metadata")
+        if (match := _METADATA.fullmatch(name)) is not None:
+            pairs.append((match[1], value))
     if nulls and pairs:
         raise invalid("'metadata=null' asks for jobs without metadata; leave the pairs out.", "metadata")
-    return None if nulls else pairs
+    return None if nulls else names.metadata_filter(pairs)
 
 
 def get_idempotency_key(request: Request) -> str | None:
     """The client's own key for this request: posting again under it gives the first answer."""
-    key = request.headers.get("idempotency-key")
-    if key is not None and not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
-        raise invalid("An Idempotency-Key has 1 to 255 printable ASCII characters.", "Idempotency-Key")
-    return key
+    return names.idempotency_key(request.headers.get("idempotency-key"))
 
 
 def get_retried(request: Request) -> bool:
     """Whether the official client says that it sends this for a second time."""
     count = request.headers.get("x-stainless-retry-count", "0")
     return count.isascii() and count.isdigit() and count.strip("0") != ""
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 80 else name[:77] + "…"
 
 
 FileId = Annotated[str, Depends(get_file_id)]

@@ -44,8 +44,23 @@ BYTES: dict[int | str, dict[str, Any]] = {
     206: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "description": "The range."},
     307: {"description": "The object store serves the bytes, at `location`."},
 }
-
-
+UPDATES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events until the job has ended."},
+}
+CURVES: dict[int | str, dict[str, Any]] = {
+    200: {"model": wire.JobMetrics, "content": {"text/csv": {"schema": {"type": "string"}}}, "description": "The curves."},
+}
+LOG: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+        "description": "The text.",
+        "headers": {
+            "x-tunesmith-attempt": {"description": "Number of the run.", "schema": {"type": "integer"}},
+            "x-tunesmith-log": {"description": "Who wrote it: driver or rank-N.", "schema": {"type": "string"}},
+            "x-tunesmith-logs": {"description": "All who wrote a log in this run until now.", "schema": {"type": "string"}},
+        },
+    },
+}
 CREATE_JOB_BODY: dict[str, Any] = {
     **json_body(wire.CreateFineTuningJobRequest),
     "parameters": [
@@ -98,9 +113,18 @@ def document(api: FastAPI) -> dict[str, Any]:
     """The OpenAPI description of `api`, made once."""
     if api.openapi_schema is None:
         schema = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+        _errors_are_json(schema["paths"])
         for body in BODIES:
             request = body.model_json_schema(ref_template=REF)
             # The sections of `tunesmith` stand in answers too; the request's form of them knows their defaults.
             schema["components"]["schemas"] |= {**request.pop("$defs", {}), body.__name__: request}
         api.openapi_schema = schema
     return api.openapi_schema
+
+
+def _errors_are_json(paths: dict[str, Any]) -> None:
+    """FastAPI describes the refusals of a route in that route's own media type, which for a stream is not theirs."""
+    for operations in paths.values():
+        for operation in operations.values():
+            for status in ERRORS.keys() & operation["responses"].keys():
+                operation["responses"][status]["content"] = {"application/json": {"schema": {"$ref": REF.format(model="ErrorResponse")}}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from service.errors import TunesmithError
+from service.job_request import CHECK_FIELDS
 from service.rest import convert, wire
 from service.rest.bodies import read_json, validated
 from service.rest.connected import while_connected
@@ -15,8 +16,6 @@ from service.rest.dependencies import AppDep, CallerDep, FileId
 from service.rest.documents import json_body
 
 router = APIRouter()
-FIELDS = {"method.type": "method", "tunesmith.training.max_length": "training.max_length"}
-"""Fields of a job as the body of a check names them."""
 
 
 @router.post(
@@ -54,6 +53,6 @@ async def check_file(request: Request, app: AppDep, caller: CallerDep, file_id: 
     try:
         report = await while_connected(request, work)
     except TunesmithError as error:
-        error.param = FIELDS.get(error.param or "", error.param)
+        error.param = CHECK_FIELDS.get(error.param or "", error.param)
         raise
     return wire.FileCheck(file_id=file_id, model=asked.model, method=asked.method, ok=report.ok, summary=report.summary, report=report)

@@ -6,9 +6,7 @@ as they were sent, percent-encoded, so they cannot break a line.
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from typing import Any
 
 import structlog
@@ -16,10 +14,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import names
 from service.errors import ErrorCode, TunesmithError
+from service.metrics import STREAM
 from service.rest.errors import error_response
 
-_SANE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 CLIENT_GONE = 499
 """Logged as the status of a request whose client left before the answer."""
 log: structlog.stdlib.BoundLogger = structlog.get_logger("rest")
@@ -37,9 +36,9 @@ class Requests:
             return
         request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            exchange = _Exchange(request_id, send)
+            exchange = _Exchange(request_id, scope, send)
             await self._run(exchange, scope, receive)
-            exchange.write_line(scope)
+            exchange.write_line()
 
     async def _run(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
         try:
@@ -58,8 +57,9 @@ class Requests:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, request_id: str, send: Send) -> None:
+    def __init__(self, request_id: str, scope: Scope, send: Send) -> None:
         self.request_id = request_id
+        self._scope = scope
         self.status = 0
         self._send = send
         self._began = time.monotonic()
@@ -74,9 +74,12 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
             headers["openai-processing-ms"] = str(self.milliseconds)
+            if STREAM in self._scope:  # the line of the request comes when it ends, and that may be tomorrow
+                log.info("stream", method=self._scope["method"], path=_path(self._scope), status=self.status)
         await self._send(message)
 
-    def write_line(self, scope: Scope) -> None:
+    def write_line(self) -> None:
+        scope = self._scope
         facts: dict[str, Any] = {"method": scope["method"], "path": _path(scope), "status": self.status, "ms": self.milliseconds}
         # Probes and scrapes come every few seconds and say nothing while they succeed.
         quiet = scope["path"] in ("/healthz", "/readyz", "/metrics") and self.status < 400
@@ -84,8 +87,7 @@ class _Exchange:
 
 
 def _request_id(scope: Scope) -> str:
-    sent = dict(scope["headers"]).get(b"x-request-id", b"")
-    return sent.decode("ascii") if _SANE.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+    return names.request_id(dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1"))
 
 
 def _path(scope: Scope) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Set
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from service.store.audit import AuditStatements
 from service.store.jobs import JobStatements, Stale
 from service.store.keys import KeyStatements
 from service.store.permissions import PermissionStatements
+from service.store.progress import ProgressStatements
 from service.store.projects import ProjectStatements
 from service.store.runs import RunStatements
 from service.store.speeds import SpeedStatements
@@ -71,12 +72,14 @@ class Transaction(
     AuditStatements,
     WebhookStatements,
     SpeedStatements,
+    ProgressStatements,
 ):
     """The statements of one open transaction."""
 
     def __init__(self, connection: AsyncConnection, time: float) -> None:
         self.connection = connection
         self.time = time
+        self.touched = set[str]()
 
 
 class Store:
@@ -84,7 +87,12 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
+        self._listeners: list[Callable[[Set[str]], None]] = []
         self.url = url
+
+    def listen(self, listener: Callable[[Set[str]], None]) -> None:
+        """Call `listener` after each commit of this process that changed jobs, with their ids."""
+        self._listeners.append(listener)
 
     @asynccontextmanager
     async def begin(self) -> AsyncGenerator[Transaction]:
@@ -98,13 +106,17 @@ class Store:
         try:
             async with engine.begin() as connection:
                 time = (await connection.execute(sa.select(now()))).scalar_one()
-                yield Transaction(connection, float(time))
+                transaction = Transaction(connection, float(time))
+                yield transaction
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise StoreUnavailable(str(error)) from error
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise StoreUnavailable(str(error)) from error
             raise
+        if transaction.touched:
+            for listener in self._listeners:
+                listener(transaction.touched)
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[Transaction]:

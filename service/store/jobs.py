@@ -25,11 +25,17 @@ class Stale(Exception):
     """The job has changed since it was read, or the lease or epoch is no longer held: drop the result."""
 
 
+IN_CLAIM_ORDER = (t.jobs.c.priority.desc(), t.jobs.c.queued_at, t.jobs.c.n)
+"""The order in which queued jobs are looked at."""
+
+
 class JobStatements:
     """Mixed into `Transaction`."""
 
     connection: AsyncConnection
     time: float
+    touched: set[str]
+    """Jobs that this transaction has changed, or written events of."""
 
     async def insert_job(self, job: Job, fingerprint: str, notices: Sequence[Notice]) -> Job:
         """A new job and its first events."""
@@ -61,6 +67,7 @@ class JobStatements:
         seq = (await self.connection.execute(query)).scalar()
         if seq is None:
             raise Stale(old.id)
+        self.touched.add(old.id)
         await self._insert_events(old.id, seq - len(notices), notices)
         if new.status is not old.status and new.status in EVENT_OF:
             await enqueue(self.connection, self.time, new.project_id, EVENT_OF[new.status], new.id)
@@ -115,7 +122,7 @@ class JobStatements:
     async def jobs_in(self, statuses: Iterable[JobStatus]) -> list[Job]:
         """Every job in one of these states, in the order in which a scheduler should look at them."""
         c = t.jobs.c
-        query = sa.select(t.jobs).where(c.status.in_([s.value for s in statuses])).order_by(c.priority.desc(), c.queued_at, c.n)
+        query = sa.select(t.jobs).where(c.status.in_([s.value for s in statuses])).order_by(*IN_CLAIM_ORDER)
         return [_job(row) for row in (await self.connection.execute(query)).mappings()]
 
     async def known_jobs(self, job_ids: Iterable[str]) -> set[str]:
@@ -172,6 +179,7 @@ class JobStatements:
         c = t.jobs.c
         for job_id, reason in reasons.items():
             await self.connection.execute(sa.update(t.jobs).where(c.id == job_id, c.status == JobStatus.QUEUED.value).values(reason=reason))
+        self.touched |= reasons.keys()
 
     async def submission(self, project_id: str, key: str) -> tuple[str, str]:
         """(fingerprint, job id) of what was posted under this key, which is bound."""
@@ -247,3 +255,7 @@ def _job(row: sa.RowMapping) -> Job:
 
 def _event(row: sa.RowMapping) -> Event:
     return Event(**{name: row[name] for name in ("id", "job_id", "seq", "created_at", "level", "message", "type", "data")})
+
+
+job_of, event_of = _job, _event
+"""Rows of `jobs` and `events` as values, for the statements of other modules."""

@@ -132,6 +132,25 @@ def test_artifacts_come_whole_or_in_ranges_with_their_hash(stack: Stack, client:
     assert httpx.get(url).status_code == 401
 
 
+def test_the_logs_of_a_finished_job_hold_its_workers_lines(stack: Stack, client: OpenAI, finished: str) -> None:
+    url, headers = f"{stack.status()['base_url']}/fine_tuning/jobs/{finished}/logs", {"authorization": f"Bearer {client.api_key}"}
+    worker = httpx.get(url, headers=headers)
+    assert (worker.status_code, worker.headers["x-tunesmith-logs"]) == (200, "driver, rank-0")
+    assert f"run {finished}-1, rank 0 of 1 on cpu" in worker.text
+    assert any(line.endswith("INFO trainers.worker done") for line in worker.text.splitlines())
+    driver = httpx.get(url, headers=headers, params={"rank": "driver", "tail": 5})
+    assert 0 < len(driver.text.splitlines()) <= 5
+
+
+def test_a_stream_of_a_finished_job_tells_all_of_it(stack: Stack, client: OpenAI, finished: str) -> None:
+    url, headers = f"{stack.status()['base_url']}/fine_tuning/jobs/{finished}/stream", {"authorization": f"Bearer {client.api_key}"}
+    blocks = httpx.get(url, headers=headers).text.split("\n\n")
+    assert sum(block.startswith("event: event\n") for block in blocks) == len(
+        list(client.fine_tuning.jobs.list_events(finished, limit=1000))
+    )
+    assert blocks[-2].startswith("event: done\n")
+
+
 def test_a_cancelled_job_leaves_no_process(stack: Stack, client: OpenAI) -> None:
     job_id = create(client, method=epochs(50))
     at_step(client, job_id, 5)

@@ -12,7 +12,7 @@ import pytest
 
 from service.cli import jobfile
 from service.cli.output import Ended
-from service.jobs import Event, JobError, JobStatus, Progress
+from service.jobs import Attempt, Event, JobError, JobStatus, Progress
 from service.records import Checkpoint
 from tests.cli import Cli, cli_of, served_quietly
 from tests.fakes import BASE_MODEL
@@ -239,3 +239,37 @@ def test_checkpoints(server: Served, cli: Cli, job_id: str) -> None:
     ]
     assert [row["step_number"] for row in cli.data("jobs", "checkpoints", job_id)] == [40, 20]
     assert cli.run("jobs", "checkpoints", job_id).stdout.splitlines()[1].split()[:2] == ["40", "0.0250"]
+
+
+def test_logs(server: Served, cli: Cli, job_id: str) -> None:
+    result = cli.run("jobs", "logs", job_id, "--attempt", "2", "--rank", "driver", "--tail", "5")
+    assert result.stdout == "{'attempt': 2, 'rank': 'driver', 'tail': 5, 'follow': False}\n"
+    assert result.stderr == "rank-0 of run 2\n"
+    assert "'follow': True" in cli.run("jobs", "logs", job_id, "--follow").stdout
+    assert "No such fine-tuning job" in cli.run("jobs", "logs", "ftjob-none", exit_code=3).stderr
+    assert "'rank'" in cli.run("jobs", "logs", job_id, "--rank", "all", exit_code=2).stderr
+
+
+def test_metrics(server: Served, cli: Cli, job_id: str) -> None:
+    events = server.app.events[job_id]
+    for step in range(1, 101):
+        events.append(Event(f"e-{step}", job_id, step + 1, 5.0, "info", "Step", "metrics", {"step": step, "train_loss": 1.0 / step}))
+    heading, *lines = cli.run("jobs", "metrics", job_id).stdout.splitlines()
+    assert heading.split() == ["STEP", "TRAIN", "LOSS"]
+    assert (lines[0].split(), lines[-1].split(), len(lines) <= 40) == (["1", "1"], ["100", "0.01"], True)
+    assert cli.data("jobs", "metrics", job_id, "--after-step", "98")["data"]["step"] == [99, 100]
+    table = cli.run("jobs", "metrics", job_id, "-o", "csv").stdout.splitlines()
+    assert (len(table), table[0].split(",")[:2], table[2].split(",")[:2]) == (101, ["step", "train_loss"], ["2", "0.5"])
+
+
+def test_get_shows_the_attempts(server: Served, cli: Cli, job_id: str) -> None:
+    lost = Attempt(1, 100.0, 160.0, 0, 12, "lost", "worker_lost", "a worker died", "infrastructure", 3)
+    server.app.jobs[job_id] = replace(
+        server.app.jobs[job_id], attempts=(lost, Attempt(2, time.time(), None, 10, 14, None)), queue_position=2
+    )
+    shown = cli.run("jobs", "get", job_id).stdout
+    assert "queue position" in shown
+    heading, first, second = shown.partition("\nattempts\n")[2].splitlines()
+    assert heading.split() == ["RUN", "STARTED", "TOOK", "STEPS", "OUTCOME", "WHY"]
+    assert first.endswith("1m 00s  0 to 12   lost     worker_lost: a worker died (rank 3)")
+    assert second.split()[-5:] == ["10", "to", "14", "goes", "on"]

@@ -44,8 +44,8 @@ def tell(server: Served, job_id: str, message: str, **fields: object) -> None:
     events.append(Event(f"ftevent-{job_id}-{number}", job_id, number, time.time(), "info", message, **fields))  # type: ignore[arg-type]
 
 
-def after_a_look(server: Served, job_id: str, then: Callable[[], object], looks: int = 2) -> threading.Thread:
-    """Do something once the job has been looked at so often from now on."""
+def after_a_look(server: Served, job_id: str, then: Callable[[], object], looks: int = 1) -> threading.Thread:
+    """Do something once the job has been asked for so often from now on."""
     real, seen = server.app.get_job, threading.Event()
     left = [looks]
 
@@ -74,7 +74,7 @@ def test_to_success(server: Served, cli: Cli, job_id: str) -> None:
         server.app.finish(job_id, {})
 
     thread = after_a_look(server, job_id, end)
-    result = cli.run("jobs", "watch", job_id, "--interval", "0.1")
+    result = cli.run("jobs", "watch", job_id)
     thread.join()
     name = server.app.jobs[job_id].tuned_model
     assert result.stdout == f"{name}\n"
@@ -104,7 +104,7 @@ def test_of_an_unknown_job(cli: Cli) -> None:
 def test_a_service_that_is_away_for_a_while(server: Served, cli: Cli, job_id: str) -> None:
     server.app.failure = TunesmithError(ErrorCode.UNAVAILABLE, "A part of the service is away; ask again.")
     thread = after_a_look(server, job_id, lambda: server.app.finish(job_id, {}))
-    result = cli.run("jobs", "watch", job_id, "--interval", "0.1")
+    result = cli.run("jobs", "watch", job_id)
     thread.join()
     assert "the service does not answer; the job goes on without it" in result.stderr
 
@@ -112,7 +112,7 @@ def test_a_service_that_is_away_for_a_while(server: Served, cli: Cli, job_id: st
 def test_a_service_that_stays_away(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("ts_key")
     cli = Cli({"TUNESMITH_BASE_URL": "http://127.0.0.1:9", "TUNESMITH_API_KEY_FILE": str(tmp_path / "key")})
-    result = cli.run("jobs", "watch", "ftjob-1", "--patience", "0.2", "--interval", "0.1", exit_code=5)
+    result = cli.run("jobs", "watch", "ftjob-1", "--patience", "0.2", exit_code=5)
     assert "error: the service at http://127.0.0.1:9/v1 does not answer: " in result.stderr
 
 
@@ -136,7 +136,7 @@ def test_create_and_watch(server: Served, cli: Cli, tmp_path: Path) -> None:
 
 def test_a_terminal_shows_one_line_and_ctrl_c_detaches(server: Served, cli: Cli, job_id: str) -> None:
     change(server, job_id, status=JobStatus.QUEUED, reason="waiting for 4 GPUs, 2 free")
-    terminal = Terminal(cli, "jobs", "watch", job_id, "--interval", "0.1")
+    terminal = Terminal(cli, "jobs", "watch", job_id)
     terminal.until("queued: waiting for 4 GPUs, 2 free")
     progress = Progress(stage="training", step=27, total_steps=60, loss=1.25, tokens_per_second=1234.5, eta_seconds=95)
     tell(server, job_id, "Fine-tuning job started")

@@ -19,6 +19,7 @@ UNITS = ("seconds", "bytes", "total", "info", "per_second")
 UNITLESS = {
     "tunesmith_jobs",
     "tunesmith_queue_depth",
+    "tunesmith_streams",
     "tunesmith_job_step",
     "tunesmith_job_loss",
     "tunesmith_job_learning_rate",

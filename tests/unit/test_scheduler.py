@@ -31,6 +31,7 @@ from service.runtime import Capacity, RunState
 from service.scheduler import Scheduler
 from service.settings import Settings
 from service.store import Store
+from service.watches import Watches
 from tests.fake_runtime import FakeRuntime
 from trainers.spec import BaseModelRef, DatasetRef, ResourceSpec, TunesmithSpec
 from trainers.storage import Storage, open_storage
@@ -58,8 +59,9 @@ class World:
     @property
     def app(self) -> App:
         admission, checks = Admission(self.store, Quotas.of(self.settings)), FileChecks(self.storage, self.settings)
-        catalogue, grading = Catalogue.load(self.settings), Grading.configured(self.settings)
-        return App(self.store, self.storage, catalogue, self.runtime, self.reports, self.wake, admission, checks, grading, self.settings)
+        catalogue, grading, watches = Catalogue.load(self.settings), Grading.configured(self.settings), Watches(self.store, 10, Metrics())
+        parts = (self.store, self.storage, catalogue, self.runtime, self.reports, self.wake, admission, checks, grading, watches)
+        return App(*parts, self.settings)
 
     def scheduler(self) -> Scheduler:
         def new_driver(owner: str) -> Driver:

@@ -30,6 +30,7 @@ from service.rest.wire.jobs import FineTuningJob as FineTuningJob
 from service.rest.wire.jobs import FineTuningJobCheckpoint as FineTuningJobCheckpoint
 from service.rest.wire.jobs import FineTuningJobEvent as FineTuningJobEvent
 from service.rest.wire.jobs import HyperparametersObject as HyperparametersObject
+from service.rest.wire.jobs import JobAttempt as JobAttempt
 from service.rest.wire.jobs import JobErrorObject as JobErrorObject
 from service.rest.wire.jobs import JobFailure as JobFailure
 from service.rest.wire.jobs import JobList as JobList
@@ -73,6 +74,7 @@ from service.rest.wire.shared import CursorList as CursorList
 from service.rest.wire.shared import ErrorObject as ErrorObject
 from service.rest.wire.shared import ErrorResponse as ErrorResponse
 from service.rest.wire.shared import List as List
+from service.rest.wire.streams import JobMetrics as JobMetrics
 from service.rest.wire.uploads import CompleteUploadRequest as CompleteUploadRequest
 from service.rest.wire.uploads import CreateUploadRequest as CreateUploadRequest
 from service.rest.wire.uploads import TunesmithPart as TunesmithPart

@@ -6,19 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from service.data_report import DataReport, Param
-from service.estimate import CostEstimate, CountedData, Placement, PlanEstimate, TimeEstimate
-from service.rest.wire.jobs import CreateFineTuningJobRequest
+from service.data_report import DataReport
+from service.estimate import CostEstimate, Placement, PlanEstimate, TimeEstimate
+from service.job_request import CheckFileRequest as CheckFileRequest
+from service.job_request import EstimateJobRequest as EstimateJobRequest
 from service.rest.wire.shared import Answer
-from trainers.spec import DataSpec, Frozen, Resolved, TrainingSpec
-
-
-class EstimateJobRequest(CreateFineTuningJobRequest):
-    """A job as it would be created."""
-
-    data: CountedData | None = Field(
-        default=None, description="Counts in place of the files, which are then not looked at: for data that is not uploaded yet."
-    )
+from trainers.spec import Resolved
 
 
 class JobEstimate(Answer):
@@ -39,19 +32,6 @@ class JobEstimate(Answer):
     time: TimeEstimate | None = Field(description="How long it would take, in seconds; null when nothing is known of the device.")
     cost: CostEstimate | None = Field(description="Null unless the operator has set a price.")
     notes: tuple[str, ...] = Field(description="Why a number is missing.")
-
-
-class CheckFileRequest(Frozen):
-    """What a file is to be checked for."""
-
-    model: str = Field(
-        min_length=1, max_length=256, description="Id of a base model: its tokenizer and template decide what a row becomes."
-    )
-    method: str = Field(default="supervised", min_length=1, max_length=64, description="Name of the method.")
-    training: TrainingSpec = Field(default=TrainingSpec(), description="As a job has it; max_length and overlong count here.")
-    data: DataSpec = Field(default=DataSpec(), description="As a job has it: format, and which columns hold what.")
-    purpose: Param = Field(default="training_file", description="What it is for: a validation file may be of one row.")
-    preview: int = Field(default=0, ge=0, le=5, description="Rows that the report shows as the model will see them.")
 
 
 class FileCheck(Answer):

@@ -2,77 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from service.job_request import CreateFineTuningJobRequest as CreateFineTuningJobRequest
+from service.job_request import FileId as FileId
+from service.job_request import Metadata as Metadata
+from service.job_request import MethodRequest as MethodRequest
+from service.job_request import SupervisedMethod as SupervisedMethod
 from service.jobs import JobStatus, Progress
 from service.rest.wire.shared import Answer, CursorList, List
-from trainers.spec import (
-    AdapterSpec,
-    CheckpointSpec,
-    DataSpec,
-    EvaluationSpec,
-    Frozen,
-    Hyperparameters,
-    IntegrationSpec,
-    Resolved,
-    ResourceSpec,
-    TrainingSpec,
-    TunesmithSpec,
-)
-
-Metadata = Annotated[dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)]
-BLOCKS = frozenset({"supervised", "dpo", "reinforcement"})
-"""Fields of `method` that hold the settings of one type each."""
-FileId = Annotated[str, Field(min_length=1, max_length=128)]
-
-
-class SupervisedMethod(Frozen):
-    """Settings of supervised fine-tuning."""
-
-    hyperparameters: Hyperparameters = Field(default=Hyperparameters(), description="As OpenAI has them.")
-
-
-class MethodRequest(Frozen):
-    """The objective. Only the block named by `type` is read; the others are ignored, as OpenAI does."""
-
-    type: str = Field(min_length=1, max_length=64, description="Name of the method, e.g. supervised.", examples=["supervised"])
-    supervised: SupervisedMethod | None = Field(default=None, description="Read when type is supervised.")
-    dpo: Any = Field(default=None, description="Ignored unless type is dpo.")
-    reinforcement: Any = Field(default=None, description="Ignored unless type is reinforcement.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_the_named_block(cls, value: Any) -> Any:
-        """OpenAI's client may send all three blocks; those that `type` does not name are not even looked at."""
-        if not isinstance(value, dict):
-            return value
-        given = cast("dict[str, Any]", value)
-        return {name: block for name, block in given.items() if name not in BLOCKS or name == given.get("type")}
-
-
-class CreateFineTuningJobRequest(Frozen):
-    """What to fine-tune, on what, and how. Fields that are not listed are refused."""
-
-    model: str = Field(min_length=1, max_length=256, description="Id of a base model, see GET /v1/models.")
-    training_file: FileId = Field(description="Id of an uploaded file of purpose fine-tune.")
-    validation_file: FileId | None = Field(default=None, description="Id of an uploaded file; it is scored, never trained on.")
-    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = Field(
-        default=None, description="Part of the tuned model's name."
-    )
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(default=None, description="Same seed, same job; drawn unless given.")
-    metadata: Metadata | None = Field(default=None, description="Up to 16 pairs to find the job by.")
-    integrations: Annotated[list[IntegrationSpec], Field(max_length=5)] | None = Field(
-        default=None, description="Other services that the job's numbers are sent to while it runs."
-    )
-    hyperparameters: Hyperparameters | None = Field(
-        default=None,
-        description="Deprecated by OpenAI; the same as method.supervised.hyperparameters.",
-        json_schema_extra={"deprecated": True},
-    )
-    method: MethodRequest | None = Field(default=None, description="The objective; supervised unless given.")
-    tunesmith: TunesmithSpec = Field(default=TunesmithSpec(), description="What OpenAI has no field for; every part is optional.")
+from trainers.spec import AdapterSpec, CheckpointSpec, DataSpec, EvaluationSpec, IntegrationSpec, Resolved, ResourceSpec, TrainingSpec
 
 
 class HyperparametersObject(Answer):
@@ -104,6 +45,24 @@ class JobFailure(Answer):
     details: dict[str, Any] = Field(description="For a data fault `report`: every faulty line with field, rule and hint.")
 
 
+class JobAttempt(Answer):
+    """One run of a job."""
+
+    epoch: int = Field(description="Its number, from 1.")
+    started_at: int
+    ended_at: int | None
+    resumed_step: int | None = Field(description="Step it went on from, 0 for a fresh start; null until it has started.")
+    last_step: int = Field(description="Last step it reported.")
+    outcome: Literal["succeeded", "failed", "lost", "stopped"] | None = Field(
+        description="Null while it goes on; stopped is cancelled or paused."
+    )
+    cause: str | None = Field(description="Whose fault it was: data, config, resource, infrastructure or service.")
+    code: str | None
+    message: str | None
+    rank: int | None = Field(description="The worker that failed.")
+    log_tail: list[str] = Field(description="Its last log lines when it ended without a result; in the answer about one job only.")
+
+
 class TunesmithJob(Answer):
     """The exact phase of a job and all that it resolved to."""
 
@@ -115,6 +74,9 @@ class TunesmithJob(Answer):
     started_at: int | None
     progress: Progress
     data: DataSpec
+    queue_position: int | None = Field(description="Place among all queued jobs, 1 is next; null unless the job is queued.")
+    jobs_ahead: int | None = Field(description="Queued jobs that are claimed before it.")
+    attempts: list[JobAttempt] = Field(description="Every run until now, first to last.")
     adapter: AdapterSpec
     training: TrainingSpec
     checkpoints: CheckpointSpec
