@@ -101,6 +101,7 @@ class Settings(BaseSettings):
         default=False,
         description="Import also from hosts in loopback and private networks. Link-local and metadata addresses are refused always.",
     )
+    job_checks: int = Field(default=2, ge=1, le=256, description="Files of jobs that are checked at the same time.")
     client_checks: int = Field(
         default=2, ge=1, le=64, description="Files checked at one time for clients (estimates, checks); those of jobs come besides."
     )

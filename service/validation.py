@@ -5,6 +5,10 @@ How a file is checked is file_checks.py's business. Called by the driver.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 from service.data_report import DataReport, Param
 from service.file_checks import FileChecks, Question
 from service.jobs import Job, JobError, JobStatus, Notice, advance
@@ -30,6 +34,7 @@ class Validation:
     def __init__(self, store: Store, storage: Storage, settings: Settings) -> None:
         self._store = store
         self.files = FileChecks(storage, settings)
+        self._turns = asyncio.Semaphore(settings.job_checks)
 
     async def check(self, job: Job) -> tuple[Job, list[Notice]]:
         """The job QUEUED with its datasets and numbers, or FAILED with the report, and the lines that tell of it.
@@ -53,11 +58,17 @@ class Validation:
         queued = advance(job, JobStatus.QUEUED, dataset=training, validation=validation, resolved=resolve(job.spec, training), reason="")
         return queued, [*notices, *_shortened(report), _validated(report)]
 
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        """Many jobs may be posted at once; each check is a process that uses all the cores it finds."""
+        async with self._turns:
+            yield
+
     async def _dataset(self, job: Job, param: Param, file_id: str) -> tuple[DatasetRef, DataReport]:
         async with self._store.read() as tx:
             file = await tx.file(job.project_id, file_id)
         question = Question(param, file_id, job.base_model, job.spec.method.type, job.spec.tunesmith.training, job.spec.tunesmith.data)
-        checked = await self.files.check(question, file)
+        checked = await self.files.check(question, file, self._turn)
         if checked.report.retryable:
             raise StoreUnavailable(checked.report.summary)
         if checked.dataset is None:

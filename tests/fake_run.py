@@ -10,18 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from openai import OpenAI
 
 from protos.tunesmith.v1 import runs_pb2 as pb
 from protos.tunesmith.v1.runs_pb2_grpc import RunsStub
 from service.runtime import RunState
 from tests.gateway import Gateway
 from trainers.spec import RunSpec
-
-ADAPTER = {
-    "adapter/adapter_config.json": b"{}",
-    "adapter/adapter_model.safetensors": b"weights",
-    "metrics.csv": b"step,train_loss\n1,2.5\n",
-}
 
 
 @dataclass
@@ -58,20 +53,25 @@ class FakeRun:
             started=pb.Started(world_size=1, engine="torch", device="cpu", total_steps=self.spec.resolved.steps, resumed_step=resumed_step)
         )
 
-    def step(self, step: int, loss: float = 2.5) -> None:
+    def step(self, step: int, loss: float = 0.5) -> None:
         """One optimizer step."""
-        self.tell(step=pb.StepDone(step=step, train_loss=loss, learning_rate=1e-4, tokens_per_second=100, step_tokens=64))
+        measured = {"train_mean_token_accuracy": 0.75, "learning_rate": 1e-4, "tokens_per_second": 100, "eta_seconds": 100}
+        self.tell(step=pb.StepDone(step=step, train_loss=loss, step_tokens=64, **measured))
+
+    def evaluate(self, step: int, loss: float = 0.25) -> None:
+        """The validation file was scored."""
+        self.tell(evaluated=pb.Evaluated(step=step, valid_loss=loss, valid_mean_token_accuracy=0.5, full=True))
 
     def checkpoint(self, step: int) -> str:
         """A checkpoint whose bytes lie in storage; its prefix."""
         prefix = f"{self.spec.run_prefix}/checkpoints/step-{step}"
-        digest = self._write(prefix, ADAPTER)
+        digest = self._write(prefix, _adapter(f"weights at {step}".encode()) | {"state/cursor.json": b"{}"})
         self.tell(checkpoint=pb.CheckpointSaved(step=step, prefix=prefix, manifest_sha256=digest, bytes=1))
         return prefix
 
     def finish(self) -> None:
         """Publish, say so, leave; returns when the job has succeeded."""
-        digest = self._write(self.spec.model_prefix, ADAPTER)
+        digest = self._write(self.spec.model_prefix, _adapter(b"the weights") | {"metrics.csv": b"step,train_loss\n1,2.5\n"})
         self.tell(finished=pb.Finished(last_step=self.spec.resolved.steps, manifest_sha256=digest, trained_tokens=256))
         self.leave()
         self.until_is("succeeded")
@@ -92,6 +92,20 @@ class FakeRun:
         manifest = json.dumps({"files": listed, "facts": {}}).encode()
         self.gateway.parts.storage.put(f"{prefix}/manifest.json", manifest)
         return hashlib.sha256(manifest).hexdigest()
+
+
+def _adapter(weights: bytes) -> dict[str, bytes]:
+    return {"adapter/adapter_config.json": b"{}", "adapter/adapter_model.safetensors": weights}
+
+
+def in_phase(client: OpenAI, job_id: str, phase: str) -> Any:
+    """The job, once it is in that phase."""
+
+    def there() -> Any:
+        answer = client.fine_tuning.jobs.with_raw_response.retrieve(job_id).http_response.json()
+        return answer if answer["tunesmith"]["phase"] == phase else None
+
+    return until(f"the phase {phase}", there)
 
 
 def until(what: str, holds: Callable[[], Any], timeout: float = 60) -> Any:

@@ -11,9 +11,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from service.runtime import Capacity
-from tests.fake_run import until
+from tests.fake_run import FakeRun, in_phase, until
 from tests.gateway import Gateway, running_gateway
-from tests.told_run import ToldRun, in_phase, launched
 
 TWEETS = Path(__file__).parents[2] / "examples" / "tweets"
 WANDB = {"type": "wandb", "wandb": {"project": "tweets", "tags": ["a"]}}
@@ -108,7 +107,7 @@ def test_integrations_are_echoed_in_openais_shape(gateway: Gateway, client: Open
     assert job.integrations is not None
     assert [(i.type, i.wandb.project, i.wandb.tags, i.wandb.name) for i in job.integrations] == [("wandb", "tweets", ["a"], None)] * 2
     assert client.fine_tuning.jobs.retrieve(job.id).integrations == job.integrations
-    assert [i.wandb.project for i in launched(gateway, job.id).spec.integrations] == ["tweets"] * 2
+    assert [i.wandb.project for i in FakeRun.of(gateway, job.id).spec.integrations] == ["tweets"] * 2
 
 
 def test_integrations_are_refused_where_nobody_set_them_up(tmp_path: Path) -> None:
@@ -121,11 +120,11 @@ def test_integrations_are_refused_where_nobody_set_them_up(tmp_path: Path) -> No
         create(client, file, integrations=[])
 
 
-def started(gateway: Gateway, client: OpenAI, file: str) -> ToldRun:
+def started(gateway: Gateway, client: OpenAI, file: str) -> FakeRun:
     """A run of four steps that is evaluated at the second and the last."""
     ours = {"evaluation": {"every_steps": 2}, "checkpoints": {"every_steps": 2}}
     job_id = create(client, file, validation_file=file, method=method(n_epochs=1, batch_size=50), extra_body={"tunesmith": ours})
-    run = launched(gateway, job_id)
+    run = FakeRun.of(gateway, job_id)
     assert run.spec.resolved.steps == 4
     run.start()
     return run
@@ -202,7 +201,7 @@ async def test_pause_and_resume_through_the_client(gateway: Gateway, client: Ope
         client.fine_tuning.jobs.retrieve(job_id)
     assert gateway.client(strict=False).fine_tuning.jobs.pause(job_id).status == "paused"
     assert client.fine_tuning.jobs.resume(job_id).status == "queued"
-    again = launched(gateway, job_id, epoch=2)
+    again = FakeRun.of(gateway, job_id, epoch=2)
     assert again.spec.resume_from == [f"{run.spec.run_prefix}/checkpoints/step-1"]
     again.start(resumed_step=1)
     with pytest.raises(openai.BadRequestError, match="only a paused job can be resumed"):

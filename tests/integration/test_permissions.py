@@ -13,11 +13,11 @@ from openai import AsyncOpenAI, OpenAI
 
 from service import tenancy
 from service.runtime import Capacity
+from tests.fake_run import FakeRun, in_phase
 from tests.gateway import Gateway, running_gateway
-from tests.told_run import in_phase, launched
 
 TWEETS = Path(__file__).parents[2] / "examples" / "tweets"
-WEIGHTS = "adapter/adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def tuned(gateway: Gateway) -> Tuned:
 def make_tuned(gateway: Gateway) -> Tuned:
     client = gateway.client()
     job_id = create(client)
-    run = launched(gateway, job_id)
+    run = FakeRun.of(gateway, job_id)
     run.start()
     for step in (1, 2, 4):
         run.checkpoint(step)
@@ -109,8 +109,8 @@ def permissions(client: OpenAI) -> Any:
 
 def test_the_owner_finds_models_and_checkpoints_by_name(gateway: Gateway, client: OpenAI, tuned: Tuned) -> None:
     assert tuned.checkpoints == {1: f"{tuned.model}:ckpt-step-1", 2: f"{tuned.model}:ckpt-step-2", 4: tuned.model}
-    assert artifacts(client, tuned.model) == [WEIGHTS, "metrics.csv"]
-    assert artifacts(client, tuned.checkpoints[2]) == [WEIGHTS]
+    assert artifacts(client, tuned.model) == [CONFIG, WEIGHTS, "metrics.csv"]
+    assert artifacts(client, tuned.checkpoints[2]) == [CONFIG, WEIGHTS]
     assert client.models.retrieve(tuned.checkpoints[2]).owned_by == gateway.organization_id
     assert download(gateway, gateway.key, tuned.model) == (200, b"the weights")
     assert download(gateway, gateway.key, tuned.checkpoints[2]) == (200, b"weights at 2")
@@ -127,7 +127,7 @@ def test_a_shared_checkpoint_is_seen_and_downloaded_until_it_is_not(gateway: Gat
     assert permission.id.startswith("cp_")
     assert name in [model.id for model in other.client.models.list()]
     assert other.client.models.retrieve(name).id == name
-    assert artifacts(other.client, name) == [WEIGHTS]
+    assert artifacts(other.client, name) == [CONFIG, WEIGHTS]
     assert download(gateway, other.key, name) == (200, b"weights at 2")
     for unshared in (tuned.model, tuned.checkpoints[1]):
         assert download(gateway, other.key, unshared)[0] == 404
@@ -217,7 +217,7 @@ def test_nothing_is_left_of_a_deleted_model(gateway: Gateway, client: OpenAI, tu
 
 def test_a_checkpoint_that_was_pruned_can_be_neither_shared_nor_used(gateway: Gateway, client: OpenAI, other: Other) -> None:
     job_id = create(client, checkpoints={"every_steps": 1, "keep": 1})
-    run = launched(gateway, job_id)
+    run = FakeRun.of(gateway, job_id)
     run.start()
     prefix = run.checkpoint(1)
     (first,) = [c.fine_tuned_model_checkpoint for c in client.fine_tuning.jobs.checkpoints.list(job_id)]
@@ -245,7 +245,7 @@ def test_a_checkpoint_that_was_pruned_can_be_neither_shared_nor_used(gateway: Ga
 def test_a_permission_follows_the_checkpoint_that_became_the_model(gateway: Gateway, client: OpenAI, other: Other) -> None:
     """Training stopped early: the last checkpoint was not known to be the last when it was shared."""
     job_id = create(client)
-    run = launched(gateway, job_id)
+    run = FakeRun.of(gateway, job_id)
     run.start()
     run.checkpoint(2)
     (early,) = [c.fine_tuned_model_checkpoint for c in client.fine_tuning.jobs.checkpoints.list(job_id)]

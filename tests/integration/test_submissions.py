@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.fake_run import until
 from tests.gateway import Gateway, running_gateway
 from tests.tiny_chat import chat_row, write_rows
-from tests.told_run import until
 
 THREADS = 20
 
