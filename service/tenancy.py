@@ -82,12 +82,13 @@ async def authenticate(store: Store, key: str, request_id: str = "") -> Caller:
         request_id=request_id,
         quotas=Quotas.stored(row["quotas"]),
     )
-    if not _is_live(row, tx.time) or not _fits(row, _digest(match[2]), tx.time):
+    if not is_live(row, tx.time) or not _fits(row, _digest(match[2]), tx.time):
         raise WrongKey(caller)
     return caller
 
 
-def _is_live(row: Any, now: float) -> bool:
+def is_live(row: Any, now: float) -> bool:
+    """Whether a key, as `tx.key` reads it, is good now: neither revoked nor expired, and its project not archived."""
     expired = row["expires_at"] is not None and row["expires_at"] <= now
     return row["revoked_at"] is None and row["archived_at"] is None and not expired
 

@@ -21,6 +21,7 @@ from service.jobs import FINAL, Event, Job, JobStatus, JobUpdate
 from service.metrics import Metrics
 from service.store import Store, StoreUnavailable
 from service.store.progress import Mark
+from service.tenancy import is_live
 
 log = structlog.get_logger(__name__)
 BUSY, IDLE = 0.25, 1.0
@@ -290,7 +291,8 @@ class Watches:
     async def _check_keys(self) -> None:
         watchers = [watcher for watched in self._watched.values() for watcher in watched.watchers]
         async with self._store.read() as tx:
-            dead = {key_id for key_id in {watcher.key_id for watcher in watchers} if await tx.key(key_id) is None}
+            keys = {key_id: await tx.key(key_id) for key_id in {watcher.key_id for watcher in watchers}}
+        dead = {key_id for key_id, key in keys.items() if key is None or not is_live(key, tx.time)}
         why = TunesmithError(ErrorCode.UNAUTHENTICATED, "This API key is no longer valid.")
         _end((watcher for watcher in watchers if watcher.key_id in dead), why)
 

@@ -62,7 +62,7 @@ def upload(
 
 
 def _life(text: str) -> timedelta:
-    after = timedelta(seconds=seconds_of(text))
+    after = timedelta(seconds=seconds_of(text, "--expires-after"))
     if not timedelta(hours=1) <= after <= timedelta(days=30):
         raise Ended(ExitCode.USAGE, f"a file can't expire after {plain(text)}", "--expires-after is from 1h to 30d.")
     return after

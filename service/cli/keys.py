@@ -57,7 +57,7 @@ def create(
     """Create an API key. The whole key is shown this once."""
     body: dict[str, Any] = {"name": name, "scopes": scope or ["read", "write"]}
     if expires_in is not None:
-        body["expires_in_seconds"] = seconds_of(expires_in)
+        body["expires_in_seconds"] = seconds_of(expires_in, "--expires-in")
     with connected(base_url, data_dir) as service:
         made = service.post(_path(project), body)
     say("The key is shown this once.")
@@ -92,7 +92,7 @@ def rotate(
     data_dir: DataDir = None,
 ) -> None:
     """Give an API key another secret under the same id. The whole new key is shown this once."""
-    seconds = seconds_of(grace)
+    seconds = seconds_of(grace, "--grace")
     with connected(base_url, data_dir) as service:
         made = service.post(f"{_path(project)}/{quote(key, safe='')}/rotate", {"grace_seconds": seconds})
         say("The key is shown this once.")

@@ -26,9 +26,9 @@ def age(seconds: float | None) -> str:
     return "" if seconds is None else duration(time.time() - seconds)
 
 
-def seconds_of(text: str) -> int:
+def seconds_of(text: str, option: str) -> int:
     """Seconds of a duration such as 90d, 12h, 30m or 45s. Raises Ended."""
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     if match is None:
-        raise Ended(ExitCode.USAGE, f"'{text}' is no duration", "Write 90d, 12h, 30m or 45s.")
+        raise Ended(ExitCode.USAGE, f"'{text}' is no duration", f"Write {option} 90d, 12h, 30m or 45s.")
     return int(match[1]) * UNITS[match[2]]

@@ -81,7 +81,7 @@ def rotate(
     data_dir: DataDir = None,
 ) -> None:
     """Give an endpoint another secret, which is shown this once."""
-    seconds = seconds_of(grace)
+    seconds = seconds_of(grace, "--grace")
     with connected(base_url, data_dir) as service:
         made = service.post(f"{_path(webhook)}/rotate", {"grace_seconds": seconds})
     say("The secret is shown this once.")

@@ -277,7 +277,14 @@ def test_checks_that_are_refused(http: httpx.Client, body: dict[str, Any], param
 
 
 def checking() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if "service.data_process" in child.cmdline()]
+    return [child for child in psutil.Process().children(recursive=True) if _reads_rows(child)]
+
+
+def _reads_rows(process: psutil.Process) -> bool:
+    try:
+        return "service.data_process" in process.cmdline()
+    except psutil.NoSuchProcess:  # it has just ended
+        return False
 
 
 def slow_rows() -> list[Any]:

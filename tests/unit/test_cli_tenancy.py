@@ -127,7 +127,7 @@ def test_what_is_no_quota(wrong: str) -> None:
 
 
 def test_durations() -> None:
-    assert [seconds_of(text) for text in ("45s", "30m", "12h", "90d")] == [45, 1800, 43200, 7776000]
+    assert [seconds_of(text, "--grace") for text in ("45s", "30m", "12h", "90d")] == [45, 1800, 43200, 7776000]
     for wrong in ("90", "d", "-1d", "1.5h", "1w"):
         with pytest.raises(Ended):
-            seconds_of(wrong)
+            seconds_of(wrong, "--grace")
