@@ -29,7 +29,7 @@ class Files(files_pb2_grpc.FilesServicer):
 
     async def UploadFile(self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Call) -> pb.UploadFileResponse:
         """See files.proto."""
-        return await received(self._app, self._settings.spool_dir, request_iterator, context)
+        return await received(self._app, self._settings, request_iterator, context)
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Call) -> pb.GetUploadResponse:
         """See files.proto."""

@@ -22,14 +22,15 @@ from service.rpc.call import Call, whole
 from service.rpc.content import CHUNK
 from service.rpc.convert import file_message
 from service.rpc.values import number, timestamp
+from service.settings import Settings
 from service.spool import spool_file
 
 PART_BYTES = 8 * 2**20
-"""What a broken stream loses at most."""
+"""What a broken stream loses at most; less where the setting max_part_bytes is less."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-async def received(app: App, spool: Path, requests: AsyncIterator[pb.UploadFileRequest], call: Call) -> pb.UploadFileResponse:
+async def received(app: App, settings: Settings, requests: AsyncIterator[pb.UploadFileRequest], call: Call) -> pb.UploadFileResponse:
     """Take what comes; the file once all of it is there and its hash is right."""
     start = await _start(requests)
     upload = await _opened(app, start, call)
@@ -37,8 +38,9 @@ async def received(app: App, spool: Path, requests: AsyncIterator[pb.UploadFileR
     if upload.status == "completed":
         return pb.UploadFileResponse(upload_id=upload.id, received_bytes=upload.bytes, file=await _proven(app, upload.file, start, call))
     safe = sum(part.bytes for part in await app.list_upload_parts(call.caller, upload.id))
-    chunks = _chunks(requests, safe, upload.bytes)
-    while size := await _part(app, spool, upload.id, chunks, call):
+    longest = min(PART_BYTES, settings.max_part_bytes)
+    pieces = _pieces(_chunks(requests, safe, upload.bytes), longest)
+    while size := await _part(app, settings.spool_dir, upload.id, pieces, longest, call):
         safe += size
     if safe < upload.bytes:
         return pb.UploadFileResponse(upload_id=upload.id, received_bytes=safe)
@@ -97,14 +99,24 @@ async def _chunks(requests: AsyncIterator[pb.UploadFileRequest], offset: int, si
         yield chunk.data
 
 
-async def _part(app: App, spool: Path, upload_id: str, chunks: AsyncIterator[bytes], call: Call) -> int:
-    """Keep the next bytes as one part; how many they are, 0 at the end of the stream."""
-    with spool_file(spool, PART_BYTES) as (path, file):
+async def _pieces(chunks: AsyncIterator[bytes], longest: int) -> AsyncGenerator[bytes]:
+    """The same bytes, cut where a part of `longest` bytes is full."""
+    room = longest
+    async for data in chunks:
+        while data:
+            piece, data = data[:room], data[room:]
+            yield piece
+            room = room - len(piece) or longest
+
+
+async def _part(app: App, spool: Path, upload_id: str, pieces: AsyncIterator[bytes], longest: int, call: Call) -> int:
+    """Keep the next bytes, at most `longest`, as one part; how many they are, 0 at the end of the stream."""
+    with spool_file(spool, longest) as (path, file):
         size = 0
-        async for data in chunks:
+        async for data in pieces:
             await asyncio.to_thread(file.write, data)
             size += len(data)
-            if size >= PART_BYTES:
+            if size == longest:
                 break
         await asyncio.to_thread(file.flush)
         if size:
