@@ -207,3 +207,4 @@ class ClientSettings(BaseSettings):
     base_url: str | None = Field(default=None, description="Address of the service, e.g. https://tunesmith.example.com/v1.")
     api_key: SecretStr | None = Field(default=None, description="API key.")
     api_key_file: Path | None = Field(default=None, description="File that holds the API key; comes before the key itself.")
+    migrate_key: SecretStr | None = Field(default=None, description="API key of the service that `tunesmith migrate` reads from.")

@@ -19,6 +19,14 @@ from tests.gateway import Gateway
 from trainers.spec import RunSpec
 
 
+def _adapter(weights: bytes) -> dict[str, bytes]:
+    return {"adapter/adapter_config.json": b"{}", "adapter/adapter_model.safetensors": weights}
+
+
+PUBLISHED = _adapter(b"the weights") | {"metrics.csv": b"step,train_loss\n1,2.5\n"}
+"""What a run that finishes has published."""
+
+
 @dataclass
 class FakeRun:
     """The newest run of a job. Reports are numbered in the order of the calls."""
@@ -71,7 +79,7 @@ class FakeRun:
 
     def finish(self) -> None:
         """Publish, say so, leave; returns when the job has succeeded."""
-        digest = self._write(self.spec.model_prefix, _adapter(b"the weights") | {"metrics.csv": b"step,train_loss\n1,2.5\n"})
+        digest = self._write(self.spec.model_prefix, PUBLISHED)
         self.tell(finished=pb.Finished(last_step=self.spec.resolved.steps, manifest_sha256=digest, trained_tokens=256))
         self.leave()
         self.until_is("succeeded")
@@ -92,10 +100,6 @@ class FakeRun:
         manifest = json.dumps({"files": listed, "facts": {}}).encode()
         self.gateway.parts.storage.put(f"{prefix}/manifest.json", manifest)
         return hashlib.sha256(manifest).hexdigest()
-
-
-def _adapter(weights: bytes) -> dict[str, bytes]:
-    return {"adapter/adapter_config.json": b"{}", "adapter/adapter_model.safetensors": weights}
 
 
 def in_phase(client: OpenAI, job_id: str, phase: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import artifacts, audit, files, jobs, keys, models, organizations, projects, stack, webhooks
+from service.cli import artifacts, audit, files, jobs, keys, migrate, models, organizations, projects, stack, webhooks
 from service.cli.one_line import OneLineErrors
 from service.cli.output import epilog, exit_codes
 
@@ -53,7 +53,8 @@ STACK = {
 for command in (stack.up, stack.down, stack.status, stack.doctor):
     app.command(epilog=STACK[command.__name__])(command)
 NOUNS = {
-    noun.__name__.rpartition(".")[2]: noun.app for noun in (files, jobs, models, artifacts, organizations, projects, keys, audit, webhooks)
+    noun.__name__.rpartition(".")[2]: noun.app
+    for noun in (files, jobs, models, artifacts, organizations, projects, keys, audit, webhooks, migrate)
 }
 for name, noun in NOUNS.items():
     app.add_typer(noun, name=name)

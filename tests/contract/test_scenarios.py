@@ -17,7 +17,7 @@ import pytest
 from service.runtime import Capacity
 from tests.contract.surfaces import Surfaces, surfaces
 from tests.contract.vocabulary import Refusal, Surface
-from tests.fake_run import ADAPTER, FakeRun, until
+from tests.fake_run import PUBLISHED, FakeRun, until
 from tests.gateway import MODEL, Gateway, running_gateway
 
 ROWS = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n' * 12
@@ -162,7 +162,7 @@ def test_the_life_of_a_job(project: Project) -> None:
     assert {event.level for event in events} == {"info"}
     [checkpoint] = project.all.agree(lambda s: s.checkpoints(created.id)).items
     assert (checkpoint.step, checkpoint.train_loss) == (1, 2.5)
-    assert project.all.agree(lambda s: s.download(done.result_files[0])) == ADAPTER["metrics.csv"]
+    assert project.all.agree(lambda s: s.download(done.result_files[0])) == PUBLISHED["metrics.csv"]
 
 
 def test_artifacts_their_hashes_and_a_model_that_is_deleted(project: Project) -> None:
@@ -173,8 +173,8 @@ def test_artifacts_their_hashes_and_a_model_that_is_deleted(project: Project) ->
     assert (early.kind, early.param) == ("invalid", "fine_tuning_job_id")
     run.finish()
     listed = {a.name: (a.bytes, a.sha256) for a in project.all.agree(lambda s: s.artifacts(job_id))}
-    assert listed == {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in ADAPTER.items()}
-    for name, data in ADAPTER.items():
+    assert listed == {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in PUBLISHED.items()}
+    for name, data in PUBLISHED.items():
         assert project.all.agree(lambda s, name=name: s.artifact(job_id, name)) == data
     assert refused(lambda: project.all.agree(lambda s: s.artifact(job_id, "nothing"))).kind == "missing"
     name = acting.job(job_id).tuned_model or ""
