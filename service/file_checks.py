@@ -21,9 +21,9 @@ from service import objects
 from service.data_process import run_check
 from service.data_report import MIN_ROWS, CheckRequest, DataReport, Param, failed_report
 from service.datasets import cache_key
-from service.errors import ErrorCode, TunesmithError
 from service.records import File
 from service.settings import Settings
+from service.slots import Slots
 from trainers import manifest
 from trainers.base_model import fetch_base
 from trainers.registry import Fault, tokenizer_fingerprint
@@ -57,25 +57,6 @@ class Checked:
     dataset: DatasetRef | None
 
 
-class Turns:
-    """So many at a time; whoever comes when all are taken is told to come again."""
-
-    def __init__(self, count: int) -> None:
-        self._free = count
-
-    @asynccontextmanager
-    async def take(self) -> AsyncGenerator[None]:
-        """Raises RATE_LIMITED."""
-        if self._free == 0:
-            message = "Too many files are being checked just now; ask again."
-            raise TunesmithError(ErrorCode.RATE_LIMITED, message, retry_after=timedelta(seconds=5))
-        self._free -= 1
-        try:
-            yield
-        finally:
-            self._free += 1
-
-
 class FileChecks:
     """One in each process that owns `data_dir`: what a dead one left in scratch is removed."""
 
@@ -83,7 +64,7 @@ class FileChecks:
         self._storage, self._settings = storage, settings
         self._scratch = settings.data_dir.absolute() / "scratch"
         self._cache = settings.data_dir.absolute() / "cache"
-        self.turns = Turns(settings.client_checks)
+        self.slots = Slots(settings.client_checks, "Too many files are being checked just now; ask again.", timedelta(seconds=5))
         """For checks that clients ask for; those of jobs wait for nobody."""
         self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         shutil.rmtree(self._scratch, ignore_errors=True)

@@ -1,16 +1,14 @@
 """What this gateway lets graders use, by its settings: limits for sources, an endpoint for models, room for a few at a time.
 
-Knows no caller and no wire. One in each gateway; the application layer (app/graders.py) grades inside its `room`.
+Knows no caller and no wire. One in each gateway; the application layer (app/graders.py) takes one of its `slots` for each grading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import timedelta
 
-from service.errors import ErrorCode, TunesmithError
 from service.settings import Settings
+from service.slots import Slots
 from trainers.graders.endpoint import Endpoint
 from trainers.graders.python_grader import PythonLimits
 from trainers.graders.tools import Tools
@@ -23,7 +21,7 @@ class Grading:
 
     def __init__(self, tools: Tools, places: int) -> None:
         self.tools = tools
-        self._places = places
+        self.slots = Slots(places, "As many graders run as may; ask again.", RETRY_AFTER)
 
     @classmethod
     def configured(cls, settings: Settings) -> Grading:
@@ -35,17 +33,6 @@ class Grading:
         """Give up the endpoint's connections."""
         if self.tools.endpoint is not None:
             await self.tools.endpoint.close()
-
-    @contextmanager
-    def room(self) -> Generator[None]:
-        """A place for one grading. Raises RATE_LIMITED when all are taken: waiting would hide that the machine is full."""
-        if self._places == 0:
-            raise TunesmithError(ErrorCode.RATE_LIMITED, "As many graders run as may; ask again.", retry_after=RETRY_AFTER)
-        self._places -= 1
-        try:
-            yield
-        finally:
-            self._places += 1
 
 
 def _endpoint(settings: Settings) -> Endpoint | None:

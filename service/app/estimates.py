@@ -87,7 +87,7 @@ class EstimateUses(JobUses):
         return first, await self._checked(Question("validation_file", spec.validation_file, *asked), validation)
 
     async def _checked(self, question: Question, file: File | None) -> Checked:
-        checked = await self.checks.check(question, file, self.checks.turns.take)
+        checked = await self.checks.check(question, file, self.checks.slots.take)
         if checked.report.retryable:
             raise TunesmithError(ErrorCode.UNAVAILABLE, checked.report.summary, retry_after=timedelta(seconds=5))
         return checked

@@ -21,14 +21,16 @@ class GraderUses(Context):
     async def validate_grader(self, caller: Caller, grader: Grader) -> None:
         """INVALID_REQUEST, naming the field, unless the grader could grade a sample here."""
         require(caller, "write")
-        with self.grading.room(), _refusals():
-            await check(grader, self.grading.tools)
+        async with self.grading.slots.take():
+            with _refusals():
+                await check(grader, self.grading.tools)
 
     async def run_grader(self, caller: Caller, grader: Grader, sample: Sample) -> Outcome:
         """Grade one sample; what goes wrong with it is in the outcome."""
         require(caller, "write")
-        with self.grading.room(), _refusals():
-            return await grade(grader, sample, self.grading.tools)
+        async with self.grading.slots.take():
+            with _refusals():
+                return await grade(grader, sample, self.grading.tools)
 
 
 @contextmanager

@@ -102,6 +102,7 @@ class Service:
 
 
 _CHECK_URL = "Check --base-url and TUNESMITH_BASE_URL: it ends in /v1."
+KEY_FORM = "ts_…"
 
 
 @contextmanager
@@ -146,7 +147,7 @@ def find(base_url: str | None, data_dir: Path | None) -> Target:
     if base_url is None and settings.base_url is None:
         return _of_data_dir(settings.data_dir, "", settings)
     flags = f" --base-url {shlex.quote(base_url)}" if base_url else ""
-    url = _normal(base_url or settings.base_url or "")
+    url = normal(base_url or settings.base_url or "")
     key = _given_key(settings) or _key_of_same_service(url, data_dir or settings.data_dir)
     if key is None:
         raise Ended(ExitCode.DENIED, f"there is no API key for {url}", "Put it into a file and set TUNESMITH_API_KEY_FILE to its path.")
@@ -160,9 +161,9 @@ def _of_data_dir(data_dir: Path, flags: str, settings: ClientSettings | None) ->
     state = StackState.read(data_dir)
     if state is None:
         raise Ended(ExitCode.AWAY, f"no stack has been started on {data_dir}", f"Start one with `{up}`, or name a service with --base-url.")
-    key = (_given_key(settings) if settings else None) or _read_key(Path(state.api_key_file))
+    key = (_given_key(settings) if settings else None) or read_key(Path(state.api_key_file))
     start = f"Start it with `{up}`; `tunesmith status{flags}` tells what runs."
-    return Target(_normal(state.base_url), *key, flags, start, data_dir)
+    return Target(normal(state.base_url), *key, flags, start, data_dir)
 
 
 def _key_of_same_service(url: str, data_dir: Path) -> tuple[str, str] | None:
@@ -170,41 +171,43 @@ def _key_of_same_service(url: str, data_dir: Path) -> tuple[str, str] | None:
     from service.embedded import StackState
 
     state = StackState.read(data_dir)
-    return _read_key(Path(state.api_key_file)) if state and _normal(state.base_url) == url else None
+    return read_key(Path(state.api_key_file)) if state and normal(state.base_url) == url else None
 
 
 def _given_key(settings: ClientSettings) -> tuple[str, str] | None:
     if settings.api_key_file is not None:
-        return _read_key(settings.api_key_file)
+        return read_key(settings.api_key_file)
     if settings.api_key is not None:
-        return _sound(settings.api_key.get_secret_value(), "TUNESMITH_API_KEY"), "TUNESMITH_API_KEY"
+        return sound_key(settings.api_key.get_secret_value(), "TUNESMITH_API_KEY"), "TUNESMITH_API_KEY"
     return None
 
 
-def _read_key(path: Path) -> tuple[str, str]:
+def read_key(path: Path, like: str = KEY_FORM) -> tuple[str, str]:
+    """The key in a file, which looks like `like`, and the file's name. Raises Ended."""
     try:
-        return _sound(path.read_text(encoding="utf-8"), str(path)), str(path)
+        return sound_key(path.read_text(encoding="utf-8"), str(path), like), str(path)
     except (OSError, UnicodeDecodeError) as error:
         why = (isinstance(error, OSError) and error.strerror) or "it is not text"
         raise Ended(ExitCode.DENIED, f"the API key can't be read from {path}: {why}") from None
 
 
-def _sound(key: str, origin: str) -> str:
+def sound_key(key: str, origin: str, like: str = KEY_FORM) -> str:
+    """The key, which was read from `origin`. Raises Ended when it is none."""
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise Ended(ExitCode.DENIED, f"{origin} holds no API key", "A key is one word: ts_…")
+        raise Ended(ExitCode.DENIED, f"{origin} holds no API key", f"A key is one word: {like}")
     return key
 
 
-def _normal(url: str) -> str:
-    """The address with /v1, as the official client wants it."""
+def normal(url: str, hint: str = "It looks like http://127.0.0.1:8400/v1.") -> str:
+    """The address with /v1, as the official client wants it. Raises Ended with the hint."""
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         sound = False
     if not sound:
-        raise Ended(ExitCode.USAGE, f"'{url}' is no address of a service", "It looks like http://127.0.0.1:8400/v1.")
+        raise Ended(ExitCode.USAGE, f"'{url}' is no address of a service", hint)
     return url.rstrip("/") + ("/v1" if urlsplit(url).path in ("", "/") else "")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+from service.cli.connection import normal, read_key, sound_key
 from service.cli.output import Ended, ExitCode, Row
 from service.cli.screen import Bar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 KEY = "TUNESMITH_MIGRATE_KEY"
+KEY_FORM = "sk-…"
 PAGE = 100
 """Jobs, or files, that are asked for at once."""
 PIECE = 1 << 16
@@ -106,14 +108,7 @@ def opened(url: str, key_file: Path | None) -> Generator[Source]:
 
 def address(url: str) -> str:
     """The address as the official client wants it. Raises Ended."""
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        sound = False
-    if not sound:
-        raise Ended(ExitCode.USAGE, f"'{url}' is no address of a service", f"--from looks like {OPENAI}.")
-    return url.rstrip("/") + ("/v1" if urlsplit(url).path in ("", "/") else "")
+    return normal(url, f"--from looks like {OPENAI}.")
 
 
 def host(url: str) -> str:
@@ -132,19 +127,8 @@ def _key(path: Path | None) -> tuple[str, str]:
             raise Ended(
                 ExitCode.DENIED, "there is no API key for the source", f"Put it into a file and name it with --key-file, or set {KEY}."
             )
-        return _sound(key.get_secret_value(), KEY), KEY
-    try:
-        return _sound(path.read_text(encoding="utf-8"), str(path)), str(path)
-    except (OSError, UnicodeDecodeError) as error:
-        why = (isinstance(error, OSError) and error.strerror) or "it is not text"
-        raise Ended(ExitCode.DENIED, f"the API key can't be read from {path}: {why}") from None
-
-
-def _sound(key: str, origin: str) -> str:
-    key = key.strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise Ended(ExitCode.DENIED, f"{origin} holds no API key", "A key is one word: sk-…")
-    return key
+        return sound_key(key.get_secret_value(), KEY, KEY_FORM), KEY
+    return read_key(path, KEY_FORM)
 
 
 @contextmanager

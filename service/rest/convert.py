@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from service.estimate import Estimate
 from service.job_request import job_spec as job_spec
 from service.jobs import Attempt, Event, Job, JobSpec, JobStatus
 from service.records import Artifact, Checkpoint, File, Model, Page, Permission, Upload, UploadPart
 from service.rest import wire
+from service.rest.values import ends, seconds
 from service.strict import finite
 from trainers.graders.outcome import Outcome
 from trainers.graders.spec import Grader
@@ -36,7 +37,7 @@ def job_object(job: Job, now: float) -> wire.FineTuningJob:
     return wire.FineTuningJob(
         id=job.id,
         created_at=int(job.created_at),
-        finished_at=_seconds(job.finished_at),
+        finished_at=seconds(job.finished_at),
         estimated_finish=_estimated_finish(job, now),
         status=STATUS[job.status],
         model=job.spec.model,
@@ -65,8 +66,8 @@ def tunesmith_object(job: Job) -> wire.TunesmithJob:
         reason=job.reason,
         epoch=job.epoch,
         infra_failures=job.infra_failures,
-        queued_at=_seconds(job.queued_at),
-        started_at=_seconds(job.started_at),
+        queued_at=seconds(job.queued_at),
+        started_at=seconds(job.started_at),
         progress=job.progress,
         data=spec.data,
         queue_position=job.queue_position,
@@ -85,7 +86,7 @@ def tunesmith_object(job: Job) -> wire.TunesmithJob:
 
 def _attempt(attempt: Attempt) -> wire.JobAttempt:
     values: dict[str, Any] = {name: getattr(attempt, name) for name in wire.JobAttempt.model_fields}
-    values |= {"started_at": int(attempt.started_at), "ended_at": _seconds(attempt.ended_at), "log_tail": list(attempt.log_tail)}
+    values |= {"started_at": int(attempt.started_at), "ended_at": seconds(attempt.ended_at), "log_tail": list(attempt.log_tail)}
     return wire.JobAttempt(**values)
 
 
@@ -94,10 +95,6 @@ def _hyperparameters(job: Job) -> wire.HyperparametersObject:
     return wire.HyperparametersObject(
         n_epochs=source.n_epochs, batch_size=source.batch_size, learning_rate_multiplier=source.learning_rate_multiplier
     )
-
-
-def _seconds(time: float | None) -> int | None:
-    return None if time is None else int(time)
 
 
 def _estimated_finish(job: Job, now: float) -> int | None:
@@ -146,7 +143,7 @@ def file_object(file: File) -> wire.FileObject:
         filename=file.filename,
         purpose=file.purpose,
         status=file.status,
-        expires_at=_seconds(file.expires_at),
+        expires_at=seconds(file.expires_at),
     )
 
 
@@ -173,7 +170,7 @@ def upload_part_object(part: UploadPart) -> wire.UploadPartObject:
 
 def upload_part_list(parts: Sequence[UploadPart]) -> wire.UploadPartList:
     """All parts of an upload: there is no further page."""
-    return wire.UploadPartList(data=[upload_part_object(part) for part in parts], has_more=False, **_ends(parts))
+    return wire.UploadPartList(data=[upload_part_object(part) for part in parts], has_more=False, **ends(parts))
 
 
 def model_object(model: Model) -> wire.ModelObject:
@@ -199,22 +196,18 @@ def artifact_object(artifact: Artifact) -> wire.ArtifactObject:
 
 def file_list(page: Page[File]) -> wire.FileList:
     """A page of files."""
-    return wire.FileList(data=[file_object(file) for file in page.items], has_more=page.has_more, **_ends(page.items))
+    return wire.FileList(data=[file_object(file) for file in page.items], has_more=page.has_more, **ends(page.items))
 
 
 def checkpoint_list(page: Page[Checkpoint]) -> wire.CheckpointList:
     """A page of checkpoints."""
-    return wire.CheckpointList(data=[checkpoint_object(item) for item in page.items], has_more=page.has_more, **_ends(page.items))
+    return wire.CheckpointList(data=[checkpoint_object(item) for item in page.items], has_more=page.has_more, **ends(page.items))
 
 
 def permission_list(permissions: Sequence[Permission], *, has_more: bool) -> wire.PermissionList:
     """Permissions of one model."""
     data = [wire.PermissionObject(id=p.id, created_at=int(p.created_at), project_id=p.project_id) for p in permissions]
-    return wire.PermissionList(data=data, has_more=has_more, **_ends(permissions))
-
-
-def _ends(items: Sequence[File | Checkpoint | UploadPart | Permission]) -> dict[Literal["first_id", "last_id"], str | None]:
-    return {"first_id": items[0].id if items else None, "last_id": items[-1].id if items else None}
+    return wire.PermissionList(data=data, has_more=has_more, **ends(permissions))
 
 
 def grader_run(grader: Grader, outcome: Outcome) -> wire.GraderRun:

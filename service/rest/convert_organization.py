@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from service.quotas import Quotas, Usage
 from service.records import ApiKey, AuditLog, Page, Project
 from service.rest import wire
-
-
-class _HasId(Protocol):
-    @property
-    def id(self) -> str: ...
+from service.rest.values import ends, seconds
 
 
 def project_object(project: Project, limits: Quotas, usage: Usage | None = None) -> wire.ProjectObject:
@@ -26,7 +21,7 @@ def project_object(project: Project, limits: Quotas, usage: Usage | None = None)
         id=project.id,
         name=project.name,
         created_at=int(project.created_at),
-        archived_at=_seconds(project.archived_at),
+        archived_at=seconds(project.archived_at),
         status="active" if project.archived_at is None else "archived",
         tunesmith=wire.TunesmithProject(organization_id=project.organization_id, quotas=project.quotas, limits=limits, usage=used),
     )
@@ -43,14 +38,14 @@ def new_api_key_object(key: ApiKey, value: str) -> wire.NewApiKeyObject:
 
 
 def _key_fields(key: ApiKey) -> dict[str, Any]:
-    previous = _seconds(key.previous_expires_at)
+    previous = seconds(key.previous_expires_at)
     return {
         "id": key.id,
         "name": key.name,
         "redacted_value": f"ts_{key.id}_****",
         "created_at": int(key.created_at),
-        "last_used_at": _seconds(key.last_used_at),
-        "expires_at": _seconds(key.expires_at),
+        "last_used_at": seconds(key.last_used_at),
+        "expires_at": seconds(key.expires_at),
         "tunesmith": wire.TunesmithApiKey(project_id=key.project_id, scopes=sorted(key.scopes), previous_expires_at=previous),
     }
 
@@ -78,12 +73,3 @@ def audit_log_object(entry: AuditLog) -> wire.AuditLogObject:
 def audit_log_list(page: Page[AuditLog]) -> wire.AuditLogList:
     """A page of the audit log."""
     return wire.AuditLogList(data=[audit_log_object(entry) for entry in page.items], has_more=page.has_more, **ends(page.items))
-
-
-def ends(items: Sequence[_HasId]) -> dict[Literal["first_id", "last_id"], str | None]:
-    """Ids of the first and the last item."""
-    return {"first_id": items[0].id if items else None, "last_id": items[-1].id if items else None}
-
-
-def _seconds(time: float | None) -> int | None:
-    return None if time is None else int(time)

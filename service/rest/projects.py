@@ -13,6 +13,7 @@ from service.rest import wire
 from service.rest.bodies import read_json, validated
 from service.rest.dependencies import After, AppDep, CallerDep, ProjectId
 from service.rest.documents import json_body
+from service.rest.values import ends
 
 router = APIRouter(prefix="/v1/organization/projects", tags=["Projects"])
 
@@ -34,7 +35,7 @@ async def list_projects(
 ) -> wire.ProjectList:
     """The organization's projects, newest first."""
     page = await app.list_projects(caller, after=after, limit=limit, archived=include_archived)
-    return wire.ProjectList(data=[_object(app, project) for project in page.items], has_more=page.has_more, **convert.ends(page.items))
+    return wire.ProjectList(data=[_object(app, project) for project in page.items], has_more=page.has_more, **ends(page.items))
 
 
 @router.get("/{project_id}", response_model=wire.ProjectObject)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from service.records import Page
 from service.rest import wire
 from service.rest.bodies import read_json, validated
 from service.rest.dependencies import After, AppDep, CallerDep, WebhookId
 from service.rest.documents import json_body
+from service.rest.values import ends, seconds
 from service.webhooks import Delivery, Endpoint
 
 router = APIRouter(prefix="/v1/webhooks", tags=["Webhooks"])
@@ -30,7 +30,7 @@ async def create_webhook(request: Request, app: AppDep, caller: CallerDep) -> wi
 async def list_webhooks(app: AppDep, caller: CallerDep, after: After = None, limit: Limit = 20) -> wire.WebhookList:
     """The project's endpoints."""
     page = await app.list_webhooks(caller, after=after, limit=limit)
-    return wire.WebhookList(data=[_webhook(one) for one in page.items], **_ends(page))
+    return wire.WebhookList(data=[_webhook(one) for one in page.items], has_more=page.has_more, **ends(page.items))
 
 
 @router.get("/{webhook_id}", response_model=wire.WebhookObject)
@@ -65,7 +65,7 @@ async def list_deliveries(
 ) -> wire.DeliveryList:
     """What was sent to the endpoint in the last 30 days, or waits, with how the last attempt went."""
     page = await app.list_deliveries(caller, webhook_id, after=after, limit=limit)
-    return wire.DeliveryList(data=[_delivery(one) for one in page.items], **_ends(page))
+    return wire.DeliveryList(data=[_delivery(one) for one in page.items], has_more=page.has_more, **ends(page.items))
 
 
 def _webhook(endpoint: Endpoint, *, secret: bool = False) -> wire.WebhookObject:
@@ -87,13 +87,8 @@ def _delivery(one: Delivery) -> wire.DeliveryObject:
         event_type=one.type,
         status=one.status,
         attempts=one.attempts,
-        attempted_at=int(one.attempted_at) if one.attempted_at is not None else None,
-        next_attempt_at=int(one.due_at) if one.due_at is not None else None,
+        attempted_at=seconds(one.attempted_at),
+        next_attempt_at=seconds(one.due_at),
         response_status=one.response_status,
         error=one.error,
     )
-
-
-def _ends(page: Page[Endpoint] | Page[Delivery]) -> dict[str, Any]:
-    ids = [item.id for item in page.items]
-    return {"has_more": page.has_more, "first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
