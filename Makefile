@@ -35,9 +35,10 @@ lint: setup check-stubs check-protos ## ruff, import contracts, pyright on servi
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-bench: setup $(BENCH)/.ready ## our trainer against tuned TRL, and the overhead of the service
+bench: setup $(BENCH)/.ready ## our trainer against tuned TRL, the overhead of the service, and the gateway alone
 	$(BIN)/python bench/trainer.py
 	$(BIN)/python bench/overhead.py
+	$(BIN)/python -m bench.api
 
 $(BENCH)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH)
