@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -32,6 +33,7 @@ class SeaweedFS:
         self.access_key, self.secret_key = "tunesmith", secrets.token_hex(16)
         self._ports = dict(zip(LISTENERS, _free_ports(len(LISTENERS)), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
 
     @property
     def endpoint(self) -> str:
@@ -52,7 +54,7 @@ class SeaweedFS:
         }
 
     def start(self) -> None:
-        """Until it takes writes."""
+        """Until it keeps and gives back bytes, also those of an earlier start."""
         ports = [f"-{name}.port={port}" for name, port in self._ports.items()]
         sockets = [f"-{name}.localSocket={self.directory / name}.sock" for name in ("filer", "s3")]
         place = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self.directory}", f"-bucket={BUCKET}"]
@@ -61,6 +63,7 @@ class SeaweedFS:
             self._process = subprocess.Popen(
                 [WEED, "mini", *place, *QUIET, *ports, *sockets], cwd=self.directory, env=environment, stdout=log, stderr=log
             )
+        self._starts += 1
         self._wait_ready()
 
     def kill(self) -> None:
@@ -76,12 +79,19 @@ class SeaweedFS:
         deadline = time.monotonic() + 60
         while True:
             with suppress(BotoCoreError, ClientError):
-                client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
+                self._exchange(client)
                 return client.close()
             assert self._process is not None
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise TimeoutError(f"SeaweedFS did not become ready:\n{(self.directory / 'server.log').read_text()[-2000:]}")
             time.sleep(0.1)
+
+    def _exchange(self, client: Any) -> None:
+        """One object for every start, with bytes in it: an empty one needs no volume, and a volume may join later than the rest."""
+        key = f"ready/{self._starts}"
+        client.put_object(Bucket=BUCKET, Key=key, Body=key.encode())
+        for start in range(1, self._starts + 1):
+            client.get_object(Bucket=BUCKET, Key=f"ready/{start}")["Body"].read()
 
 
 @contextmanager
