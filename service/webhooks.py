@@ -23,8 +23,6 @@ EVENT_OF: dict[JobStatus, str] = {
     JobStatus.CANCELLED: "fine_tuning.job.cancelled",
 }
 """What a job's end is called; OpenAI's words."""
-TEST_EVENT = "webhook.test"
-"""What a client asks for to see whether its endpoint works."""
 PAUSES = tuple(timedelta(seconds=s) for s in (5, 30, 120, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 24 * 3600, 24 * 3600))
 """Between two attempts: twelve in about three days, as long as OpenAI tries."""
 Outcome = Literal["pending", "delivered", "failed"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 
 from service import tenancy
 from service.app import App
@@ -69,8 +69,16 @@ class Gateway:
 
     def client(self, key: str | None = None, *, strict: bool = True) -> OpenAI:
         """The unmodified official client."""
+        return OpenAI(**self._client_options(key, strict))
+
+    def aclient(self, key: str | None = None, *, strict: bool = True) -> AsyncOpenAI:
+        """Its asynchronous form; close it."""
+        return AsyncOpenAI(**self._client_options(key, strict))
+
+    def _client_options(self, key: str | None, strict: bool) -> dict[str, Any]:
         key = key or self.key
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, admin_api_key=key, max_retries=0, _strict_response_validation=strict)
+        url = f"{self.url}/v1"
+        return {"base_url": url, "api_key": key, "admin_api_key": key, "max_retries": 0, "_strict_response_validation": strict}
 
     def http(self, key: str | None = None) -> httpx.Client:
         """A plain client with the key; close it."""

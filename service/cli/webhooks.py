@@ -19,10 +19,11 @@ COLUMNS: list[Column] = [
     ("ID", lambda one: one["id"]),
     ("NAME", lambda one: one["name"]),
     ("URL", lambda one: one["url"]),
-    ("EVENTS", lambda one: ",".join(event.rpartition(".")[2] for event in one["events"])),
+    ("EVENTS", lambda one: ",".join(event.rpartition(".")[2] for event in one["event_types"])),
     ("CREATED", lambda one: when(one["created_at"])),
 ]
-MADE: list[Column] = [(name, lambda one, name=name: one[name]) for name in ("id", "name", "url", "secret")]
+MADE: list[Column] = [(name, lambda one, name=name: one[name]) for name in ("id", "name", "url", "signing_secret")]
+TESTED: list[Column] = [("EVENT", lambda one: one["event_type"]), ("ANSWER", lambda one: one["status_code"])]
 DELIVERIES: list[Column] = [
     ("ID", lambda one: one["id"]),
     ("EVENT", lambda one: one["event_type"]),
@@ -50,9 +51,9 @@ def create(
     """Register an endpoint. Its secret is shown this once."""
     body: dict[str, Any] = {"url": url, "name": name}
     if event:
-        body["events"] = [f"fine_tuning.job.{one}" for one in event]
+        body["event_types"] = [f"fine_tuning.job.{one}" for one in event]
     with connected(base_url, data_dir) as service:
-        made = service.post("/webhooks", body)
+        made = service.post("/webhook_endpoints", body)
     say("The secret is shown this once.")
     show_one(made, MADE, output)
 
@@ -61,7 +62,7 @@ def create(
 def list_webhooks(limit: Limit = 100, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
     """List the project's endpoints, newest first."""
     with connected(base_url, data_dir) as service:
-        show_rows(list(islice(_pages(service, "/webhooks"), limit)), COLUMNS, output)
+        show_rows(list(islice(_pages(service, "/webhook_endpoints"), limit)), COLUMNS, output)
 
 
 @app.command(epilog=epilog("tunesmith webhooks delete we_abc123"))
@@ -83,7 +84,7 @@ def rotate(
     """Give an endpoint another secret, which is shown this once."""
     seconds = seconds_of(grace, "--grace")
     with connected(base_url, data_dir) as service:
-        made = service.post(f"{_path(webhook)}/rotate", {"grace_seconds": seconds})
+        made = service.post(f"{_path(webhook)}/rotate_secret", {"tunesmith": {"grace_seconds": seconds}})
     say("The secret is shown this once.")
     show_one(made, MADE, output)
 
@@ -92,7 +93,7 @@ def rotate(
 def send_test(webhook: WebhookId, output: Output = Format.TABLE, base_url: BaseUrl = None, data_dir: DataDir = None) -> None:
     """Send an endpoint a test event."""
     with connected(base_url, data_dir) as service:
-        show_rows([service.post(f"{_path(webhook)}/test", {})], DELIVERIES, output)
+        show_rows([service.post(f"{_path(webhook)}/test", {})], TESTED, output)
 
 
 @app.command(epilog=epilog("tunesmith webhooks deliveries we_abc123"))
@@ -114,4 +115,4 @@ def _pages(service: Service, path: str) -> Any:
 
 
 def _path(webhook: str) -> str:
-    return f"/webhooks/{quote(webhook, safe='')}"
+    return f"/webhook_endpoints/{quote(webhook, safe='')}"

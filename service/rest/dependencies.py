@@ -124,9 +124,9 @@ def get_api_key_id(api_key_id: Annotated[str, Path(description="Id of an API key
     return names.thing_id("API key", api_key_id, "api_key_id")
 
 
-def get_webhook_id(webhook_id: Annotated[str, Path(description="Id of a webhook: we_…")]) -> str:
-    """A webhook id of the right form."""
-    return names.thing_id("webhook", webhook_id, "webhook_id")
+def get_webhook_endpoint_id(webhook_endpoint_id: Annotated[str, Path(description="Id of a webhook endpoint: we_…")]) -> str:
+    """A webhook endpoint's id of the right form."""
+    return names.thing_id("webhook", webhook_endpoint_id, "webhook_endpoint_id")
 
 
 def get_metadata_filter(request: Request) -> dict[str, str] | None:
@@ -163,7 +163,7 @@ PermissionId = Annotated[str, Depends(get_permission_id)]
 ArtifactName = Annotated[str, Depends(get_artifact_name)]
 ProjectId = Annotated[str, Depends(get_project_id)]
 ApiKeyId = Annotated[str, Depends(get_api_key_id)]
-WebhookId = Annotated[str, Depends(get_webhook_id)]
+WebhookEndpointId = Annotated[str, Depends(get_webhook_endpoint_id)]
 MetadataFilter = Annotated[dict[str, str] | None, Depends(get_metadata_filter)]
 IdempotencyKey = Annotated[str | None, Depends(get_idempotency_key)]
 Retried = Annotated[bool, Depends(get_retried)]

@@ -79,12 +79,16 @@ class WebhookStatements:
             await self.connection.execute(waiting.values(status="failed", due_at=None, error="the endpoint was deleted"))
         return found
 
+    async def update_webhook(self, project_id: str, webhook_id: str, **values: Any) -> Endpoint | None:
+        """The endpoint with these columns changed; None when there is none."""
+        await self._change(project_id, webhook_id, **values)
+        return await self.webhook(project_id, webhook_id)
+
     async def rotate_webhook(self, project_id: str, webhook_id: str, grace: timedelta) -> Endpoint | None:
         """Another secret; the one before is signed with too until `grace` is over."""
-        secret = t.webhook_endpoints.c.secret
         expires = self.time + grace.total_seconds()
-        await self._change(project_id, webhook_id, secret=new_secret(), previous_secret=secret, previous_expires_at=expires)
-        return await self.webhook(project_id, webhook_id)
+        values = {"secret": new_secret(), "previous_secret": t.webhook_endpoints.c.secret, "previous_expires_at": expires}
+        return await self.update_webhook(project_id, webhook_id, **values)
 
     async def _change(self, project_id: str, webhook_id: str, **values: Any) -> bool:
         query = sa.update(t.webhook_endpoints).where(*_live(project_id, webhook_id)).values(**values).returning(t.webhook_endpoints.c.id)
@@ -93,6 +97,13 @@ class WebhookStatements:
     async def insert_test_delivery(self, endpoint: Endpoint, type: str) -> Delivery:
         """An event for this endpoint alone."""
         [delivery_id] = await _insert(self.connection, self.time, endpoint.project_id, type, endpoint.id, [endpoint.id])
+        return await self._delivery(delivery_id)
+
+    async def delivery(self, delivery: Delivery) -> Delivery:
+        """As it is now."""
+        return await self._delivery(delivery.id)
+
+    async def _delivery(self, delivery_id: str) -> Delivery:
         query = sa.select(t.webhook_deliveries).where(t.webhook_deliveries.c.id == delivery_id)
         return _delivery((await self.connection.execute(query)).mappings().one())
 

@@ -377,7 +377,7 @@ for url in (
     "https://[::ffff:127.0.0.1]/", "https://[::ffff:a9fe:a9fe]/", "https://localhost/", "https://2130706433/", "https://0x7f.1/",
     "http://example.com/", "https://user:pw@example.com/", "file:///etc/passwd",
 ):  # fmt: skip
-    case(row, url, words="can't be used", rest=lambda w, u=url: w.http.post("/v1/webhooks", json={"url": u}))
+    case(row, url, words="can't be used", rest=lambda w, u=url: w.http.post("/v1/webhook_endpoints", json={"url": u}))
 
 row = "template escape or endless template"
 for template in ("{{ ''.__class__.__mro__ }}", "{{ sample.output_text | upper }}", "{% for a in range(9**9) %}{% endfor %}{{x}}"):

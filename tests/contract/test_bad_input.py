@@ -295,15 +295,11 @@ def test_a_webhook_is_judged_again_when_it_is_sent(world: World) -> None:
 
     webhook_id = gateway.do(insert())
     with gateway.http() as http:
-        assert http.post(f"/v1/webhooks/{webhook_id}/test").status_code == 200
-
-        def attempted() -> dict[str, Any] | None:
-            [delivery] = http.get(f"/v1/webhooks/{webhook_id}/deliveries").json()["data"]
-            return delivery if delivery["attempts"] else None
-
-        delivery = until("an attempt", attempted)
-    assert delivery["response_status"] is None
-    assert "loopback" in delivery["error"]
+        refused = http.post(f"/v1/webhook_endpoints/{webhook_id}/test")
+        [delivery] = http.get(f"/v1/webhook_endpoints/{webhook_id}/deliveries").json()["data"]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "webhook_unreachable")
+    assert "loopback" in refused.json()["error"]["message"]
+    assert (delivery["attempts"], delivery["response_status"]) == (1, None)
 
 
 COVERED_BY_A_TEST = {

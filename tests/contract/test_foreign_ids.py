@@ -19,7 +19,7 @@ BODIES: dict[str, Any] = {
     "/v1/organization/projects/{project_id}/api_keys": {"name": "ci"},
     "/v1/organization/projects/{project_id}/api_keys/{api_key_id}": {"name": "ci"},
     "/v1/organization/projects/{project_id}/api_keys/{api_key_id}/rotate": {},
-    "/v1/webhooks/{webhook_id}/rotate": {},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}": {"name": "ci"},
     "/v1/uploads/{upload_id}/complete": {"part_ids": []},
     "/v1/files/{file_id}/check": {"model": "tiny"},
     "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions": {"project_ids": ["proj_1"]},
@@ -69,9 +69,9 @@ def _others(gateway: Gateway, model: str) -> dict[str, str]:
         project = made("/v1/organization/projects", {"name": "search"})
         key = made(f"/v1/organization/projects/{project}/api_keys", {"name": "ci"})
         upload = made("/v1/uploads", {"filename": "rows.jsonl", "purpose": "fine-tune", "bytes": 3, "mime_type": "text/plain"})
-        webhook = made("/v1/webhooks", {"url": "https://127.0.0.1/hook"})
+        webhook = made("/v1/webhook_endpoints", {"url": "https://127.0.0.1/hook"})
         permissions = http.post(f"/v1/fine_tuning/checkpoints/{model}/permissions", json={"project_ids": [project]}).json()["data"]
-        ids = {"project_id": project, "api_key_id": key, "webhook_id": webhook, "upload_id": upload}
+        ids = {"project_id": project, "api_key_id": key, "webhook_endpoint_id": webhook, "upload_id": upload}
         return ids | {"fine_tuned_model_checkpoint": model, "permission_id": permissions[0]["id"]}
 
 

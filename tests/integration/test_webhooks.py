@@ -37,18 +37,18 @@ def http(gateway: Gateway, receiver: Receiver) -> Iterator[httpx.Client]:
     receiver.received.clear()
     with gateway.http() as client:
         yield client
-        for webhook in client.get("/v1/webhooks").json()["data"]:
-            client.delete(f"/v1/webhooks/{webhook['id']}")
+        for webhook in client.get("/v1/webhook_endpoints").json()["data"]:
+            client.delete(f"/v1/webhook_endpoints/{webhook['id']}")
 
 
 def register(http: httpx.Client, receiver: Receiver, **fields: Any) -> dict[str, Any]:
-    answer = http.post("/v1/webhooks", json={"url": receiver.url, **fields})
+    answer = http.post("/v1/webhook_endpoints", json={"url": receiver.url, **fields})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
 def deliveries(http: httpx.Client, webhook: dict[str, Any]) -> list[dict[str, Any]]:
-    return http.get(f"/v1/webhooks/{webhook['id']}/deliveries").json()["data"]
+    return http.get(f"/v1/webhook_endpoints/{webhook['id']}/deliveries").json()["data"]
 
 
 def finished_job(gateway: Gateway) -> str:
@@ -74,7 +74,7 @@ def test_the_official_client_unwraps_a_jobs_end(gateway: Gateway, http: httpx.Cl
     job_id = finished_job(gateway)
     until("the webhook", lambda: receiver.received)
     headers, body = receiver.received[0]
-    client = OpenAI(api_key="unused", webhook_secret=webhook["secret"])
+    client = OpenAI(api_key="unused", webhook_secret=webhook["signing_secret"])
     event = client.webhooks.unwrap(body, headers)
     assert (event.type, event.data.id, event.object) == ("fine_tuning.job.succeeded", job_id, "event")
     assert headers["webhook-id"] == event.id
@@ -87,13 +87,13 @@ def test_the_official_client_unwraps_a_jobs_end(gateway: Gateway, http: httpx.Cl
 
 def test_the_secret_is_shown_once(http: httpx.Client, receiver: Receiver) -> None:
     webhook = register(http, receiver)
-    assert webhook["secret"].startswith("whsec_")
-    assert http.get(f"/v1/webhooks/{webhook['id']}").json()["secret"] is None
-    assert webhook["secret"] not in http.get("/v1/webhooks").text
+    assert webhook["signing_secret"].startswith("whsec_")
+    assert http.get(f"/v1/webhook_endpoints/{webhook['id']}").json().get("signing_secret") is None
+    assert webhook["signing_secret"] not in http.get("/v1/webhook_endpoints").text
 
 
 def test_only_what_was_asked_for_is_sent(gateway: Gateway, http: httpx.Client, receiver: Receiver) -> None:
-    failures = register(http, receiver, events=["fine_tuning.job.failed"])
+    failures = register(http, receiver, event_types=["fine_tuning.job.failed"])
     all_events = register(http, receiver)
     job_id = cancelled_job(gateway)
     until("the webhook", lambda: receiver.received)
@@ -113,7 +113,7 @@ def test_only_what_was_asked_for_is_sent(gateway: Gateway, http: httpx.Client, r
 def test_what_is_not_taken_is_sent_again_later(http: httpx.Client, receiver: Receiver, answer: int, cause: str) -> None:
     webhook = register(http, receiver)
     receiver.answers[:] = [answer]
-    http.post(f"/v1/webhooks/{webhook['id']}/test")
+    http.post(f"/v1/webhook_endpoints/{webhook['id']}/test")
     [failed] = until("a failed attempt", lambda: [one for one in deliveries(http, webhook) if one["attempts"] == 1])
     assert (failed["status"], failed["response_status"]) == ("pending", answer)
     assert cause in failed["error"]
@@ -127,19 +127,19 @@ def test_what_is_not_taken_is_sent_again_later(http: httpx.Client, receiver: Rec
 
 def test_a_rotated_secret_is_signed_with_beside_the_old_one(http: httpx.Client, receiver: Receiver) -> None:
     old = register(http, receiver)
-    new = http.post(f"/v1/webhooks/{old['id']}/rotate", json={"grace_seconds": 3600}).json()
-    assert new["secret"] != old["secret"]
-    http.post(f"/v1/webhooks/{old['id']}/test")
+    new = http.post(f"/v1/webhook_endpoints/{old['id']}/rotate_secret", json={"tunesmith": {"grace_seconds": 3600}}).json()
+    assert new["signing_secret"] != old["signing_secret"]
+    http.post(f"/v1/webhook_endpoints/{old['id']}/test")
     until("the test event", lambda: receiver.received)
     headers, body = receiver.received[0]
-    for secret in (old["secret"], new["secret"]):
+    for secret in (old["signing_secret"], new["signing_secret"]):
         OpenAI(api_key="unused").webhooks.verify_signature(body, headers, secret=secret)
-    http.post(f"/v1/webhooks/{old['id']}/rotate", json={"grace_seconds": 0})
-    http.post(f"/v1/webhooks/{old['id']}/test")
+    http.post(f"/v1/webhook_endpoints/{old['id']}/rotate_secret", json={"tunesmith": {"grace_seconds": 0}})
+    http.post(f"/v1/webhook_endpoints/{old['id']}/test")
     until("another test event", lambda: len(receiver.received) == 2)
     headers, body = receiver.received[1]
     with pytest.raises(InvalidWebhookSignatureError):
-        OpenAI(api_key="unused").webhooks.verify_signature(body, headers, secret=new["secret"])
+        OpenAI(api_key="unused").webhooks.verify_signature(body, headers, secret=new["signing_secret"])
 
 
 @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ def test_a_rotated_secret_is_signed_with_beside_the_old_one(http: httpx.Client, 
     ],
 )
 def test_an_address_that_may_not_be_asked_is_refused(http: httpx.Client, url: str) -> None:
-    answer = http.post("/v1/webhooks", json={"url": url})
+    answer = http.post("/v1/webhook_endpoints", json={"url": url})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "webhook_url_refused")
     assert answer.json()["error"]["param"] == "url"
 
 
 def test_loopback_is_refused_unless_allowed(tmp_path: Path) -> None:
     with running_gateway(tmp_path, model=False) as gateway, gateway.http() as http:
-        answer = http.post("/v1/webhooks", json={"url": "https://127.0.0.1/hook"})
+        answer = http.post("/v1/webhook_endpoints", json={"url": "https://127.0.0.1/hook"})
     assert answer.status_code == 400
     assert "loopback" in answer.json()["error"]["message"]
 
@@ -168,20 +168,20 @@ def test_loopback_is_refused_unless_allowed(tmp_path: Path) -> None:
 def test_a_project_has_its_own_webhooks(gateway: Gateway, http: httpx.Client, receiver: Receiver) -> None:
     webhook = register(http, receiver)
     with gateway.http(gateway.other_key()) as stranger:
-        assert stranger.get("/v1/webhooks").json()["data"] == []
-        assert stranger.get(f"/v1/webhooks/{webhook['id']}").status_code == 404
-        assert stranger.delete(f"/v1/webhooks/{webhook['id']}").status_code == 404
-        assert stranger.post(f"/v1/webhooks/{webhook['id']}/test").status_code == 404
+        assert stranger.get("/v1/webhook_endpoints").json()["data"] == []
+        assert stranger.get(f"/v1/webhook_endpoints/{webhook['id']}").status_code == 404
+        assert stranger.delete(f"/v1/webhook_endpoints/{webhook['id']}").status_code == 404
+        assert stranger.post(f"/v1/webhook_endpoints/{webhook['id']}/test").status_code == 404
     with gateway.http(gateway.other_key(("read",))) as reader:
-        assert reader.post("/v1/webhooks", json={"url": receiver.url}).status_code == 403
+        assert reader.post("/v1/webhook_endpoints", json={"url": receiver.url}).status_code == 403
 
 
 def test_a_deleted_endpoint_is_sent_nothing_more(gateway: Gateway, http: httpx.Client, receiver: Receiver) -> None:
     webhook = register(http, receiver)
     receiver.answers[:] = [500]
-    http.post(f"/v1/webhooks/{webhook['id']}/test")
+    http.post(f"/v1/webhook_endpoints/{webhook['id']}/test")
     until("a failed attempt", lambda: receiver.received)
-    http.delete(f"/v1/webhooks/{webhook['id']}")
+    http.delete(f"/v1/webhook_endpoints/{webhook['id']}")
 
     async def anything_due() -> bool:
         async with gateway.parts.store.read() as tx:

@@ -1,4 +1,4 @@
-"""Shapes of webhooks. What an endpoint is sent has OpenAI's shape, see service/webhooks.py."""
+"""Shapes of webhook endpoints, OpenAI's, and of their deliveries, ours. What an endpoint is sent is made in service/webhooks.py."""
 
 from __future__ import annotations
 
@@ -13,46 +13,97 @@ EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine
 EVENTS: list[EventType] = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 
 
-class CreateWebhookRequest(Frozen):
+Url = Annotated[str, Field(min_length=9, max_length=2048)]
+Name = Annotated[str, Field(max_length=128)]
+EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=8)]
+
+
+class CreateWebhookEndpointRequest(Frozen):
     """Where to send what."""
 
-    url: str = Field(min_length=9, max_length=2048, description="https address of a public host; redirects are not followed.")
-    name: str = Field(default="", max_length=128, description="For people.")
-    events: Annotated[list[EventType], Field(min_length=1, max_length=8)] = Field(default=EVENTS, description="All unless given.")
+    url: Url = Field(description="https address of a public host; redirects are not followed.")
+    name: Name = Field(default="", description="For people.")
+    event_types: EventTypes = Field(default=EVENTS, description="All unless given.")
 
 
-class RotateWebhookRequest(Frozen):
+class UpdateWebhookEndpointRequest(Frozen):
+    """What to change; what is not named stays."""
+
+    url: Url | None = Field(default=None, description="https address of a public host.")
+    name: Name | None = Field(default=None, description="For people.")
+    event_types: EventTypes | None = Field(default=None, description="All that shall be sent from now on.")
+
+
+class Grace(Frozen):
+    """Ours: any time, where OpenAI has a day or none."""
+
+    grace_seconds: int = Field(ge=0, le=604_800, description="As long as this the secret before is signed with too.")
+
+
+class RotateWebhookSecretRequest(Frozen):
     """How to replace a secret."""
 
-    grace_seconds: int = Field(
-        default=86_400, ge=0, le=604_800, description="As long as this the secret before is signed with too, so that receivers can change."
+    keep_old_secret_active_for_24_hours: bool = Field(
+        default=False, description="Sign with the secret before too for a day, so that receivers can change."
+    )
+    tunesmith: Grace | None = Field(default=None, description="In place of the day.")
+
+
+class TestWebhookEndpointRequest(Frozen):
+    """What to try an endpoint with."""
+
+    event_type: EventType | Literal["webhook.test"] = Field(
+        default="webhook.test", description="Of the sample; its `data.id` is the endpoint's, so that it names no job."
     )
 
 
-class WebhookObject(Answer):
+class WebhookEndpointObject(Answer):
     """An endpoint that is told of jobs' ends."""
 
     id: str
-    object: Literal["webhook"] = "webhook"
+    object: Literal["webhook_endpoint"] = "webhook_endpoint"
     created_at: int
     name: str
     url: str
-    events: list[str]
-    secret: str | None = Field(default=None, description="For `client.webhooks.unwrap`; shown when it is made, null ever after.")
+    event_types: list[str]
+    signing_secret_hint: str = Field(description="The secret's end, to tell it from others.")
 
 
-class WebhookDeleted(Answer):
+class NewWebhookEndpointObject(WebhookEndpointObject):
+    """An endpoint with its secret, which is shown this once."""
+
+    signing_secret: str = Field(description="For `client.webhooks.unwrap`.")
+
+
+class WebhookEndpointDeleted(Answer):
     """An endpoint is gone."""
 
     id: str
-    object: Literal["webhook"] = "webhook"
+    object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
     deleted: Literal[True] = True
 
 
-class WebhookList(CursorList):
+class WebhookEndpointList(CursorList):
     """Endpoints, newest first."""
 
-    data: list[WebhookObject]
+    data: list[WebhookEndpointObject]
+
+
+class WebhookEventTypeList(Answer):
+    """Every type of event that an endpoint can ask for."""
+
+    object: Literal["list"] = "list"
+    data: list[EventType]
+
+
+class WebhookEndpointTested(Answer):
+    """The endpoint has answered."""
+
+    object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
+    webhook_endpoint_id: str
+    event_type: str
+    status_code: int = Field(description="HTTP status of the endpoint's answer.")
+    success: Literal[True] = Field(default=True, description="It did answer; `status_code` says whether it took the event.")
 
 
 class DeliveryObject(Answer):
