@@ -26,10 +26,19 @@ def _routes(paths: Schema) -> Iterator[str]:
     for path, operations in paths.items():
         for method, operation in operations.items():
             yield f"<h3><code>{method.upper()} {escape(path)}</code></h3><p>{escape(operation.get('description', ''))}</p>"
-            for body in operation.get("requestBody", {}).get("content", {}).values():
-                yield f"<p>Body: {_type(body['schema'])}</p>"
+            for kind, body in operation.get("requestBody", {}).get("content", {}).items():
+                yield _body(kind, body["schema"])
             rows = [(p["name"], p.get("schema", {}), p.get("description", "")) for p in operation.get("parameters", ())]
             yield _table(rows)
+
+
+def _body(kind: str, schema: Schema) -> str:
+    """A model by its name; a form, which is no model, by its fields."""
+    fields, required = schema.get("properties", {}), schema.get("required", [])
+    if not fields:
+        return f"<p>Body: {_type(schema)}</p>"
+    rows = [(name, node, f"{'Required. ' if name in required else ''}{node.get('description', '')}") for name, node in fields.items()]
+    return f"<p>Body: {escape(kind)}</p>{_table(rows)}"
 
 
 def _models(schemas: Schema) -> Iterator[str]:
@@ -51,6 +60,8 @@ def _type(node: Schema) -> str:
         return " or ".join(_type(option) for option in node.get("anyOf") or node["oneOf"])
     if node.get("type") == "array":
         return f"list of {_type(node.get('items', {}))}"
+    if node.get("format") == "binary":
+        return "bytes"
     if "const" in node or "enum" in node:
         return escape(" or ".join(map(str, node.get("enum", [node.get("const")]))))
     return escape(str(node.get("type", "anything")))

@@ -78,7 +78,7 @@ UPLOAD_BODY: dict[str, Any] = {
         ["file", "purpose"],
         {
             "file": {"type": "string", "format": "binary", "description": "JSON lines, a JSON array, CSV or Parquet."},
-            "purpose": {"type": "string", "enum": ["fine-tune"]},
+            "purpose": {"type": "string", "enum": ["fine-tune"], "description": "What it is for."},
             "expires_after[anchor]": {"type": "string", "enum": ["created_at"], "description": "Goes with the seconds."},
             "expires_after[seconds]": {
                 "type": "integer",

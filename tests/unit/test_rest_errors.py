@@ -15,6 +15,7 @@ from service.errors import ErrorCode, TunesmithError
 from service.jobs import JobStatus
 from service.rest.convert import STATUS
 from service.rest.errors import TABLE, error_response
+from service.rest.multipart import FILE, PART, Form
 from tests.fakes import API_KEY
 from tests.rest_server import Served, served
 
@@ -149,6 +150,18 @@ def test_docs_page_needs_no_other_server(server: Served) -> None:
     assert links
     assert [link for link in links if not re.match("#|/[^/]", link)] == []
     assert not re.search("<script|<link|@import|url\\(", page.text)
+
+
+@pytest.mark.parametrize(("path", "form"), [("/v1/files", FILE), ("/v1/uploads/{upload_id}/parts", PART)])
+def test_forms_are_described_by_the_fields_that_are_read(server: Served, path: str, form: Form) -> None:
+    document, page = server.http.get("/openapi.json").json(), server.http.get("/docs").text
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert list(schema["properties"]) == [form.file, *form.fields, *form.optional]
+    assert schema["required"] == [form.file, *form.fields]
+    section = page.partition(f"<code>POST {path}</code>")[2].partition("<h3>")[0]
+    assert "Body: multipart/form-data" in section
+    assert [name for name in schema["properties"] if f"<code>{name}</code>" not in section] == []
+    assert "Body: object" not in page
 
 
 def test_metrics_by_route(server: Served) -> None:
