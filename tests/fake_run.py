@@ -44,27 +44,43 @@ class FakeRun:
 
         return cls(gateway, until(f"run {epoch} of {job_id}", launched))
 
+    @property
+    def job_id(self) -> str:
+        return self.spec.job_id
+
+    @property
+    def url(self) -> str:
+        """The job's path over REST."""
+        return f"/v1/fine_tuning/jobs/{self.job_id}"
+
     def tell(self, **body: Any) -> pb.ReportResponse:
         """One report, e.g. `step=pb.StepDone(…)`; none is a heartbeat."""
-        reports = []
-        if body:
+        return self._report([pb.RunReport(**body)] if body else [])
+
+    def _report(self, reports: list[pb.RunReport]) -> pb.ReportResponse:
+        for report in reports:
             self.seq += 1
-            reports = [pb.RunReport(seq=self.seq, **body)]
+            report.seq = self.seq
         token = self.gateway.parts.storage.get(f"{self.spec.run_prefix}/token").decode()
-        request = pb.ReportRequest(job_id=self.spec.job_id, epoch=self.spec.epoch, reports=reports, stage="training")
+        request = pb.ReportRequest(job_id=self.job_id, epoch=self.spec.epoch, reports=reports, stage="training")
         with grpc.insecure_channel(self.gateway.rpc_address) as channel:
             return RunsStub(channel).Report(request, timeout=10, metadata=[("authorization", f"Bearer {token}")])
 
-    def start(self, resumed_step: int = 0) -> None:
+    def start(self, resumed_step: int = 0, total_steps: int | None = None) -> None:
         """The workers are up."""
-        self.tell(
-            started=pb.Started(world_size=1, engine="torch", device="cpu", total_steps=self.spec.resolved.steps, resumed_step=resumed_step)
-        )
+        total = total_steps or self.spec.resolved.steps
+        self.tell(started=pb.Started(world_size=1, engine="torch", device="cpu", total_steps=total, resumed_step=resumed_step))
 
     def step(self, step: int, loss: float = 0.5) -> None:
         """One optimizer step."""
-        measured = {"train_mean_token_accuracy": 0.75, "learning_rate": 1e-4, "tokens_per_second": 100, "eta_seconds": 100}
-        self.tell(step=pb.StepDone(step=step, train_loss=loss, step_tokens=64, **measured))
+        self.steps(step, step, loss)
+
+    def steps(self, first: int, last: int, loss: float = 1.0) -> None:
+        """Optimizer steps that are told of together."""
+        measured = {"train_mean_token_accuracy": 0.75, "learning_rate": 1e-4, "grad_norm": 2.0, "step_tokens": 64}
+        speed = {"tokens_per_second": 100, "eta_seconds": 100}
+        done = [pb.StepDone(step=step, train_loss=loss, **measured, **speed) for step in range(first, last + 1)]
+        self._report([pb.RunReport(step=step) for step in done])
 
     def evaluate(self, step: int, loss: float = 0.25) -> None:
         """The validation file was scored."""
@@ -88,10 +104,15 @@ class FakeRun:
         """The run's processes end."""
         self.gateway.runtime.ends(self.spec.run_id, state)
 
+    def lose(self) -> FakeRun:
+        """The run dies; the next one, which is there when this returns."""
+        self.gateway.runtime.ends(self.spec.run_id, RunState.FAILED, "killed")
+        return FakeRun.of(self.gateway, self.job_id, self.spec.epoch + 1)
+
     def until_is(self, status: str) -> None:
         """Wait for the job's status on the wire."""
         client = self.gateway.client()
-        until(f"{self.spec.job_id} {status}", lambda: client.fine_tuning.jobs.retrieve(self.spec.job_id).status == status)
+        until(f"{self.job_id} {status}", lambda: client.fine_tuning.jobs.retrieve(self.job_id).status == status)
 
     def _write(self, prefix: str, files: dict[str, bytes]) -> str:
         listed = [{"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()]

@@ -32,8 +32,7 @@ def client(gateway: Gateway) -> OpenAI:
 
 @pytest.fixture
 async def aclient(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
-    client = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0, _strict_response_validation=True)
-    async with client:
+    async with gateway.aclient() as client:
         yield client
 
 

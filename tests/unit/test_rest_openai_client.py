@@ -1,9 +1,9 @@
-"""The official client, unmodified and with strict response validation, against every call it has for us."""
+"""What the official client sees, strict, of things in every state; all of its calls are in tests/contract/test_official_client.py."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import openai
@@ -27,13 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def client(server: Served) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, _strict_response_validation=True, max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-async def aclient(server: Served) -> AsyncIterator[openai.AsyncOpenAI]:
-    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, _strict_response_validation=True, max_retries=0)
-    async with client:
         yield client
 
 
@@ -227,19 +220,3 @@ def test_a_retry_of_the_client_makes_no_twin(server: Served, client: openai.Open
     assert post(**{"Idempotency-Key": "k"}) == keyed
     with pytest.raises(openai.BadRequestError):
         post(**{"Idempotency-Key": "k" * 256})
-
-
-async def test_async_client(server: Served, aclient: openai.AsyncOpenAI) -> None:
-    file = await aclient.files.create(file=("train.jsonl", ROWS), purpose="fine-tune")
-    assert (await aclient.files.content(file.id)).content == ROWS
-    jobs = [await aclient.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file.id, metadata={"t": "async"}) for _ in range(3)]
-    listed = [job.id async for job in aclient.fine_tuning.jobs.list(limit=1, metadata={"t": "async"})]
-    assert listed == [job.id for job in jobs[::-1]]
-    assert [event.message async for event in aclient.fine_tuning.jobs.list_events(jobs[0].id)] == [f"Created fine-tuning job: {jobs[0].id}"]
-    assert [c async for c in aclient.fine_tuning.jobs.checkpoints.list(jobs[0].id)] == []
-    assert (await aclient.fine_tuning.jobs.cancel(jobs[0].id)).status == "cancelled"
-    assert (await aclient.fine_tuning.jobs.retrieve(jobs[1].id)).status == "validating_files"
-    assert BASE_MODEL in [model.id async for model in aclient.models.list()]
-    assert (await aclient.models.retrieve(BASE_MODEL)).id == BASE_MODEL
-    assert file.id in [f.id async for f in aclient.files.list(limit=1)]
-    assert (await aclient.files.delete(file.id)).deleted
