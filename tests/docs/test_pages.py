@@ -55,6 +55,23 @@ def test_every_error_code_has_its_place() -> None:
     assert not missing
 
 
+def audited() -> set[str]:
+    """Every type of entry that the sources write into the audit log."""
+    found = set()
+    for path in (ROOT / "service").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("audit", "_change"):
+                values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+                found |= {value for value in values if isinstance(value, str) and re.fullmatch(r"[a-z_]+(\.[a-z]+)+", value)}
+    return found
+
+
+def test_every_type_of_the_audit_log_has_its_place() -> None:
+    page = (ROOT / "docs" / "tenancy.md").read_text(encoding="utf-8")
+    assert {"api_key.rotated", "job.paused", "webhook.updated"} <= audited()
+    assert sorted(type for type in audited() if f"`{type}`" not in page) == []
+
+
 def test_every_method_has_its_place() -> None:
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert [name for name in METHODS if f"## {name}" not in page] == []

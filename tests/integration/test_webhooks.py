@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Gateway]:
-    with running_gateway(tmp_path_factory.mktemp("webhooks"), webhook_allow_private=True) as running:
+    with running_gateway(tmp_path_factory.mktemp("webhooks"), webhook_allow_private=True, cancel_grace=timedelta(seconds=1)) as running:
         yield running
 
 
@@ -152,10 +153,38 @@ def test_a_rotated_secret_is_signed_with_beside_the_old_one(http: httpx.Client, 
         "ftp://a.example/",
     ],
 )
-def test_an_address_that_may_not_be_asked_is_refused(http: httpx.Client, url: str) -> None:
-    answer = http.post("/v1/webhook_endpoints", json={"url": url})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "webhook_url_refused")
-    assert answer.json()["error"]["param"] == "url"
+def test_an_address_that_may_not_be_asked_is_refused(http: httpx.Client, receiver: Receiver, url: str) -> None:
+    webhook = register(http, receiver)
+    for path in ("/v1/webhook_endpoints", f"/v1/webhook_endpoints/{webhook['id']}"):
+        answer = http.post(path, json={"url": url})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "webhook_url_refused")
+        assert answer.json()["error"]["param"] == "url"
+    assert http.get(f"/v1/webhook_endpoints/{webhook['id']}").json()["url"] == receiver.url
+
+
+def test_an_endpoint_that_does_not_answer_is_told_of_and_tried_again(http: httpx.Client) -> None:
+    webhook = http.post("/v1/webhook_endpoints", json={"url": "https://127.0.0.1:1/hook"}).json()
+    refusal = http.post(f"/v1/webhook_endpoints/{webhook['id']}/test", json={"event_type": "fine_tuning.job.failed"})
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (400, "webhook_unreachable")
+    [delivery] = deliveries(http, webhook)
+    assert (delivery["event_type"], delivery["status"], delivery["attempts"]) == ("fine_tuning.job.failed", "pending", 1)
+
+
+def test_a_grace_is_said_in_one_way(http: httpx.Client, receiver: Receiver) -> None:
+    path = f"/v1/webhook_endpoints/{register(http, receiver)['id']}/rotate_secret"
+    both = http.post(path, json={"keep_old_secret_active_for_24_hours": True, "tunesmith": {"grace_seconds": 60}})
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "tunesmith.grace_seconds")
+
+
+def test_what_is_not_named_stays(http: httpx.Client, receiver: Receiver) -> None:
+    made = register(http, receiver, name="ci")
+    path = f"/v1/webhook_endpoints/{made['id']}"
+    before = http.get(path).json()
+    assert http.post(path, json={}).json() == before
+    assert http.post(path, json={"name": "cd"}).json() == before | {"name": "cd"}
+    asked = {"event_types[]": "webhook.updated", "resource_ids[]": made["id"]}
+    [logged] = http.get("/v1/organization/audit_logs", params=asked).json()["data"]
+    assert logged["webhook.updated"]["changes_requested"] == {"name": "cd"}, "one entry: nothing is logged where nothing changes"
 
 
 def test_loopback_is_refused_unless_allowed(tmp_path: Path) -> None:
