@@ -21,7 +21,7 @@ import structlog
 
 from service import objects, run_logs
 from service.conclude import failed_job, paused_job, requeued_job, result_file, succeeded_notices
-from service.gangs import gang
+from service.gangs import gang_of
 from service.jobs import FINAL, ON_RAY, TRANSITIONS, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
 from service.reports import planned_model_name
@@ -268,8 +268,9 @@ class Driver:
     async def _prepare_run(self, job: Job) -> None:
         """Write what the run is told and its token, then launch; each can be done again."""
         capacity = await self._runtime.capacity()
-        wanted = gang(job.spec.tunesmith.resources, capacity)
-        resources = job.spec.tunesmith.resources.model_copy(update={"cpus_per_worker": wanted.cpus_per_worker})
+        given = gang_of(job, capacity)
+        changes = {"cpus_per_worker": given.cpus_per_worker, "workers": given.workers}
+        resources = job.spec.tunesmith.resources.model_copy(update=changes)
         spec = await self._run_spec(job, resources)
         token = await asyncio.to_thread(self._run_token, spec)
         async with self._writing() as tx:

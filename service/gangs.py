@@ -1,11 +1,23 @@
-"""How many cores and GPUs a job's gang of workers takes, and whether they are free. Pure."""
+"""What a job's gang of workers takes, and on which nodes it would fit: all workers or none. Pure bin packing.
+
+A worker never spans nodes, so what counts is how many workers each node has room for. Where the gangs that run lie is not
+known; they are packed anew, in the order given, each time. Ray decides the true placement: see docs/decisions/0023.
+Called by the scheduler, the driver and estimates.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
 
-from service.runtime import Capacity
+from service.jobs import Job
+from service.runtime import Capacity, Node
 from trainers.spec import ResourceSpec
+
+Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
+TOO_SMALL = "the cluster is too small for this job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +27,9 @@ class Gang:
     workers: int
     cpus_per_worker: int
     gpus_per_worker: int
+    placement: Placement = "pack"
+    accelerator_type: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def cpus(self) -> int:
@@ -26,45 +41,206 @@ class Gang:
         """GPUs of the whole gang."""
         return self.workers * self.gpus_per_worker
 
+    def may_use(self, node: Node) -> bool:
+        """Whether the node is of the kind that the job asks for, busy or not."""
+        return self.accelerator_type in (None, node.gpu_type) and set(self.labels) <= set(node.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """What one node has left. Below zero where more is promised than there is."""
+
+    node: Node
+    cpus: float
+    gpus: float
+
+    def room(self, wanted: Gang) -> int:
+        """Workers of the gang that the node can take now."""
+        if not wanted.may_use(self.node):
+            return 0
+        by_cpus = int(self.cpus // wanted.cpus_per_worker)
+        return max(0, min(by_cpus, int(self.gpus // wanted.gpus_per_worker)) if wanted.gpus_per_worker else by_cpus)
+
+    def without(self, wanted: Gang, workers: int) -> Free:
+        """The node after it has taken so many workers."""
+        return replace(self, cpus=self.cpus - workers * wanted.cpus_per_worker, gpus=self.gpus - workers * wanted.gpus_per_worker)
+
 
 def gang(resources: ResourceSpec, capacity: Capacity) -> Gang:
-    """The gang a job asks for; cores left open are the node's, shared evenly.
+    """The gang a job asks for; cores left open are the largest share of a node with which all workers fit an empty cluster.
 
     On the processor a worker with all cores beats two with half of them each, so one worker takes a
     whole node; beside a GPU it takes that GPU's share of the cores.
     """
-    cpus = resources.cpus_per_worker
-    if cpus is None:
-        per_node = capacity.cpus / max(1, capacity.nodes)
-        if resources.gpus_per_worker:
-            gpus_per_node = max(1.0, capacity.gpus / max(1, capacity.nodes))
-            cpus = int(per_node * resources.gpus_per_worker / gpus_per_node)
-        else:
-            workers_per_node = -(-resources.workers // max(1, capacity.nodes))
-            cpus = int(per_node / workers_per_node)
-    return Gang(resources.workers, max(1, cpus), resources.gpus_per_worker)
+    asked = Gang(
+        resources.workers,
+        resources.cpus_per_worker or 1,
+        resources.gpus_per_worker,
+        resources.placement,
+        resources.accelerator_type,
+        tuple(sorted(resources.labels.items())),
+    )
+    return asked if resources.cpus_per_worker is not None else _with_open_cores(asked, capacity.each)
 
 
-def shortage(wanted: Gang, total: Capacity, used: list[Gang]) -> str:
+def shortage(wanted: Gang, total: Capacity, used: Sequence[Gang]) -> str:
     """Why the gang can't start now, in words; empty when it can."""
-    never = _lacks(wanted, total.cpus, total.gpus)
-    if never:
-        return f"waiting for {never} in all: the cluster is too small for this job"
-    now = _lacks(wanted, total.cpus - sum(g.cpus for g in used), total.gpus - sum(g.gpus for g in used))
-    return f"waiting for {now} free" if now else ""
+    empty = _empty(total.each)
+    if not _fits(wanted, empty):
+        return f"{_never(wanted, empty)}: {TOO_SMALL}"
+    left = _left(total.each, tuple(used))
+    if _fits(wanted, left):
+        return ""
+    lacking = _lacks(wanted, left)
+    return f"waiting for {lacking} free" if lacking else f"waiting for {_places(wanted, left)}"
 
 
 def fits_ever(wanted: Gang, total: Capacity) -> bool:
     """Whether an empty cluster could hold the gang."""
-    return not _lacks(wanted, total.cpus, total.gpus)
+    return _fits(wanted, _empty(total.each))
 
 
-def _lacks(wanted: Gang, cpus: float, gpus: float) -> str:
+def gang_of(job: Job, capacity: Capacity) -> Gang:
+    """The gang of a job's latest run: as asked for, or as many of it as there was room for."""
+    asked = gang(job.spec.tunesmith.resources, capacity)
+    return replace(asked, workers=job.progress.workers or asked.workers)
+
+
+def smallest(job: Job, wanted: Gang) -> Gang:
+    """The fewest workers that the job may start with: all, unless it is elastic."""
+    return replace(wanted, workers=job.spec.tunesmith.resources.min_workers or wanted.workers)
+
+
+def granted(job: Job, wanted: Gang, total: Capacity, used: Sequence[Gang]) -> Gang | None:
+    """The part of an elastic job's gang that can start now; None when not even its `min_workers` fit.
+
+    The global batch stays as it is. Of the numbers with which the busiest worker has the same rows, the smallest is taken:
+    with 8 rows 7 workers are no faster than 4.
+    """
+    least = smallest(job, wanted).workers
+    rows = job.resolved.batch_size if job.resolved else wanted.workers
+    left = _left(total.each, tuple(used))
+    most = next((n for n in range(wanted.workers - 1, least - 1, -1) if _fits(replace(wanted, workers=n), left)), None)
+    if most is None:
+        return None
+    return replace(wanted, workers=max(least, -(-rows // -(-rows // most))))
+
+
+# Cores
+
+
+@lru_cache(maxsize=256)
+def _with_open_cores(asked: Gang, nodes: tuple[Node, ...]) -> Gang:
+    for cores in sorted(_shares(asked, nodes), reverse=True):
+        wanted = replace(asked, cpus_per_worker=cores)
+        if _fits(wanted, _empty(nodes)):
+            return wanted
+    return asked
+
+
+def _shares(asked: Gang, nodes: Sequence[Node]) -> set[int]:
+    """The cores that a worker can have when some node is shared evenly."""
+    usable = {(node.cpus, node.gpus) for node in nodes if asked.may_use(node)}
+    if asked.gpus_per_worker:
+        return {max(1, int(cpus * asked.gpus_per_worker / gpus)) for cpus, gpus in usable if gpus >= asked.gpus_per_worker}
+    return {int(cpus / workers) for cpus, _ in usable for workers in range(1, min(asked.workers, int(cpus)) + 1)}
+
+
+# Packing
+
+
+def _empty(nodes: Sequence[Node]) -> list[Free]:
+    return [Free(node, node.cpus, node.gpus) for node in nodes]
+
+
+def _fits(wanted: Gang, left: Sequence[Free]) -> bool:
+    rooms = [free.room(wanted) for free in left]
+    if wanted.placement == "strict_pack":
+        return max(rooms, default=0) >= wanted.workers
+    if wanted.placement == "strict_spread":
+        return sum(room > 0 for room in rooms) >= wanted.workers
+    return sum(rooms) >= wanted.workers
+
+
+@lru_cache(maxsize=8)
+def _left(nodes: tuple[Node, ...], used: tuple[Gang, ...]) -> list[Free]:
+    """What every node has left once all these gangs are packed, in this order."""
+    left = _empty(nodes)
+    for each in used:
+        _pack(each, left)
+    return left
+
+
+def _pack(gang: Gang, left: list[Free]) -> None:
+    """Take the gang's part from the nodes. Workers that fit nowhere, of a gang that waits or lies otherwise, go where most is left."""
+    unplaced = gang.workers
+    while unplaced:
+        rooms = [free.room(gang) for free in left]
+        at = _next_node(gang, left, rooms, unplaced)
+        if at is None:
+            return
+        taken = 1 if "spread" in gang.placement else max(1, min(unplaced, rooms[at]))
+        left[at] = left[at].without(gang, taken)
+        unplaced -= taken
+
+
+def _next_node(gang: Gang, left: list[Free], rooms: list[int], unplaced: int) -> int | None:
+    """Packed: the tightest node that holds the rest, else the roomiest; without need for GPUs, one that has none. Spread: the roomiest."""
+    usable = [at for at, free in enumerate(left) if gang.may_use(free.node)]
+    if not usable:
+        return None
+
+    def leaves_gpus(at: int) -> bool:
+        return bool(gang.gpus_per_worker) or not left[at].node.gpus
+
+    whole = [at for at in usable if rooms[at] >= unplaced]
+    if whole and "spread" not in gang.placement:
+        return min(whole, key=lambda at: (not leaves_gpus(at), rooms[at], at))
+    return max(usable, key=lambda at: (rooms[at] > 0, leaves_gpus(at), rooms[at], left[at].gpus, left[at].cpus, -at))
+
+
+# Words
+
+
+def _never(wanted: Gang, empty: Sequence[Free]) -> str:
+    if wanted.accelerator_type and not any(free.node.gpu_type == wanted.accelerator_type for free in empty):
+        return f"no node has {_an(wanted.accelerator_type)}"
+    if not any(wanted.may_use(free.node) for free in empty):
+        return f"no node has {_kind(wanted)}"
+    lacking = _lacks(wanted, empty)
+    return f"waiting for {lacking} in all" if lacking else f"waiting for {_places(wanted, empty)}"
+
+
+def _lacks(wanted: Gang, left: Sequence[Free]) -> str:
+    """Which sum is too small, all nodes of the right kind together; empty when it is only how they lie."""
+    usable = [free for free in left if wanted.may_use(free.node)]
+    gpus, cpus = (int(sum(max(0.0, number) for number in numbers)) for numbers in ((f.gpus for f in usable), (f.cpus for f in usable)))
     if wanted.gpus > gpus:
-        return f"{_count(wanted.gpus, 'GPU')}, {max(0, int(gpus))}"
+        return f"{_count(wanted.gpus, wanted.accelerator_type or 'GPU')}, {gpus}"
     if wanted.cpus > cpus:
-        return f"{_count(wanted.cpus, 'processor core')}, {max(0, int(cpus))}"
+        return f"{_count(wanted.cpus, 'processor core')}, {cpus}"
     return ""
+
+
+def _places(wanted: Gang, left: Sequence[Free]) -> str:
+    """What no set of nodes has room for: "2 workers with 4 GPUs each: 1 node has room"."""
+    rooms = [room for free in left if (room := free.room(wanted))]
+    noun, number = ("GPU", wanted.gpus_per_worker) if wanted.gpus_per_worker else ("processor core", wanted.cpus_per_worker)
+    each = f"{_count(wanted.workers, 'worker')} with {_count(number, noun)}{' each' if wanted.workers > 1 else ''}"
+    how = {"strict_pack": " on one node", "strict_spread": " on a node of its own"}.get(wanted.placement, "")
+    nodes = {0: "no node has room", 1: "1 node has room"}.get(len(rooms), f"{len(rooms)} nodes have room")
+    counted = f" for {sum(rooms)}" if sum(rooms) > len(rooms) and wanted.placement != "strict_spread" else ""
+    return f"{each}{how}: {nodes}{counted}"
+
+
+def _kind(wanted: Gang) -> str:
+    labels = ", ".join(f"{name}={value}" for name, value in wanted.labels)
+    told = [_an(wanted.accelerator_type)] if wanted.accelerator_type else []
+    return " and ".join([*told, f"the label{'' if len(wanted.labels) == 1 else 's'} {labels}"])
+
+
+def _an(word: str) -> str:
+    return f"{'an' if word[0] in 'AEFHILMNORSX8' else 'a'} {word}"
 
 
 def _count(number: int, noun: str) -> str:

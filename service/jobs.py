@@ -92,6 +92,7 @@ class Progress(Frozen):
     learning_rate: float | None = None
     tokens_per_second: float | None = Field(default=None, description="Non-padding tokens, all workers together.")
     eta_seconds: float | None = None
+    workers: int | None = Field(default=None, description="Workers of the latest run, where fewer than asked for; null otherwise.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.processes import RUN_MARKER, StackProcesses, send
-from service.runtime import Capacity, Observation, RunState, RuntimeUnavailable
+from service.runtime import Capacity, Node, Observation, RunState, RuntimeUnavailable
 from trainers.spec import RunSpec
 
 T = TypeVar("T")
@@ -59,7 +59,9 @@ class _Job(BaseModel):
 
 class _Node(BaseModel):
     state: str
+    node_id: str = ""
     resources_total: dict[str, float] = {}
+    labels: dict[str, str] | None = None
 
 
 class _Actor(BaseModel):
@@ -157,18 +159,12 @@ class RayRuntime:
 
     async def capacity(self) -> Capacity:
         """See Runtime. Counts the nodes that can hold a worker."""
-        nodes = [node.resources_total for node in await self._state("nodes", _Node) if node.state == "ALIVE"]
-        working = [node for node in nodes if node.get("CPU", 0) > 0 or node.get("GPU", 0) > 0]
+        alive = [_node(node) for node in await self._state("nodes", _Node) if node.state == "ALIVE"]
+        # In the same order at each look, however Ray lists them, so that gangs are packed in the same way.
+        working = [node for _, node in sorted(alive, key=lambda named: named[0]) if node.cpus > 0 or node.gpus > 0]
         if not working:
             raise RuntimeUnavailable("no node of the Ray cluster is alive")
-        return Capacity(
-            cpus=sum(n.get("CPU", 0) for n in working),
-            gpus=sum(n.get("GPU", 0) for n in working),
-            nodes=len(working),
-            # What was free when Ray started there: it gives one part of it to objects, the other to whoever asks for "memory".
-            memory_bytes=int(min(n.get("memory", 0) + n.get("object_store_memory", 0) for n in working)) or None,
-            gpu_types=tuple(sorted({key.partition(GPU_TYPE)[2] for n in working for key in n if key.startswith(GPU_TYPE)})),
-        )
+        return Capacity.of(working)
 
     async def live_runs(self) -> list[str]:
         """See Runtime."""
@@ -235,6 +231,20 @@ def _read(kind: type[T], answer: httpx.Response) -> T:
         return TypeAdapter(kind).validate_json(answer.content)
     except ValidationError as error:
         raise RuntimeUnavailable(f"Ray's answer at {answer.url.path} is not what its API promises") from error
+
+
+def _node(told: _Node) -> tuple[str, Node]:
+    """A node under its id."""
+    has = told.resources_total
+    node = Node(
+        cpus=has.get("CPU", 0),
+        gpus=has.get("GPU", 0),
+        gpu_type=next((key.partition(GPU_TYPE)[2] for key in sorted(has) if key.startswith(GPU_TYPE)), None),
+        labels=tuple(sorted((told.labels or {}).items())),
+        # What was free when Ray started there: it gives one part of it to objects, the other to whoever asks for "memory".
+        memory_bytes=int(has.get("memory", 0) + has.get("object_store_memory", 0)) or None,
+    )
+    return told.node_id, node
 
 
 def _away(address: RayAddress, error: Exception) -> RuntimeUnavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -30,6 +31,19 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """What one node has in all, whether in use or not."""
+
+    cpus: float
+    gpus: float = 0
+    gpu_type: str | None = None
+    """As Ray names it."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """Name and value, sorted."""
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
     """What the cluster has in all, whether in use or not."""
 
@@ -40,6 +54,29 @@ class Capacity:
     """Of the node that has the least; None where it is not told."""
     gpu_types: tuple[str, ...] = ()
     """As Ray names them."""
+    by_node: tuple[Node, ...] = ()
+    """Empty where only the sums are known."""
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node]) -> Capacity:
+        """The sums of these nodes, which can hold a worker each."""
+        memory = [node.memory_bytes for node in nodes if node.memory_bytes]
+        return cls(
+            cpus=sum(node.cpus for node in nodes),
+            gpus=sum(node.gpus for node in nodes),
+            nodes=len(nodes),
+            memory_bytes=min(memory) if len(memory) == len(nodes) else None,
+            gpu_types=tuple(sorted({node.gpu_type for node in nodes if node.gpu_type})),
+            by_node=tuple(nodes),
+        )
+
+    @property
+    def each(self) -> tuple[Node, ...]:
+        """Node by node; where only the sums are known they are taken for alike."""
+        if self.by_node:
+            return self.by_node
+        kind = self.gpu_types[0] if len(self.gpu_types) == 1 else None
+        return (Node(self.cpus / self.nodes, self.gpus / self.nodes, kind),) * self.nodes if self.nodes else ()
 
 
 class RuntimeUnavailable(Exception):

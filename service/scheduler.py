@@ -16,7 +16,7 @@ from datetime import timedelta
 import structlog
 
 from service.driver import Driver, LeaseLost
-from service.gangs import Gang, fits_ever, gang, shortage
+from service.gangs import Gang, fits_ever, gang, gang_of, granted, shortage, smallest
 from service.jobs import ON_RAY, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
 from service.places import Places
@@ -165,7 +165,7 @@ class Scheduler:
             return
         places = Places(self._quotas, own, busy)
         capacity = await self._runtime.capacity()
-        used = [gang(job.spec.tunesmith.resources, capacity) for job in busy]
+        used = [gang_of(job, capacity) for job in busy]
         reasons: dict[str, str] = {}
         waiting = [job for job in queued if not await self._claimed(job, now, capacity, used, places, reasons)]
         changed = {job.id: reasons[job.id] for job in waiting if job.id in reasons and reasons[job.id] != job.reason}
@@ -182,23 +182,34 @@ class Scheduler:
         reasons[job.id] = places.shortage(job.project_id)
         if reasons[job.id]:
             return False
-        reasons[job.id] = shortage(wanted, capacity, used)
-        if reasons[job.id]:
-            if fits_ever(wanted, capacity):
-                used.append(wanted)
+        part = granted(job, wanted, capacity, used) if shortage(wanted, capacity, used) else wanted
+        if part is None:
+            least = smallest(job, wanted)
+            reasons[job.id] = shortage(least, capacity, used)
+            if fits_ever(least, capacity):
+                used.append(least)
             return False
         try:
             async with self._store.begin() as tx:
                 reasons[job.id] = await self._quota_shortage(tx, job.project_id, places)
                 if reasons[job.id]:
                     return False
-                claimed = advance(job, JobStatus.STARTING, epoch=job.epoch + 1, lease_owner=self.owner, reason="starting the workers")
-                claimed = await tx.apply(job, claimed, [Notice(f"Starting run {claimed.epoch}")] if claimed.epoch > 1 else [])
+                claimed = advance(
+                    job,
+                    JobStatus.STARTING,
+                    epoch=job.epoch + 1,
+                    lease_owner=self.owner,
+                    reason="starting the workers",
+                    progress=job.progress.model_copy(update={"workers": part.workers if part != wanted else None}),
+                )
+                notices = [Notice(f"Starting run {claimed.epoch}")] if claimed.epoch > 1 else []
+                notices += [Notice(f"Starting with {part.workers} of {wanted.workers} workers")] if part != wanted else []
+                claimed = await tx.apply(job, claimed, notices)
                 await tx.lease(claimed, self.owner, self._settings.lease_ttl)
                 await tx.insert_run(job.id, claimed.epoch, token_sha256="")
         except Stale:
             return True  # another scheduler was first, or the client cancelled: no longer in the queue
-        used.append(wanted)
+        used.append(part)
         places.take(job.project_id)
         self._metrics.queue_waited(max(0.0, now - (job.queued_at or now)))
         self._drive(claimed)

@@ -22,6 +22,7 @@ from service.catalogue import Catalogue
 from service.embedded import listen
 from service.gateway import Parts, open_parts, serve_rest, start
 from service.pull import pull
+from service.ray_runtime import RayRuntime
 from service.records import Caller
 from service.rest import create_rest
 from service.settings import Settings
@@ -38,7 +39,8 @@ class Gateway:
     """A running gateway and the parts behind it."""
 
     settings: Settings
-    runtime: FakeRuntime
+    runtime: Any
+    """FakeRuntime unless the test brought another."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     app: App = field(init=False)
     parts: Parts = field(init=False)
@@ -105,12 +107,17 @@ class Gateway:
 
 @contextmanager
 def running_gateway(
-    directory: Path, *, prepare: Callable[[Gateway], Awaitable[None]] | None = None, model: bool = True, **settings: Any
+    directory: Path,
+    *,
+    prepare: Callable[[Gateway], Awaitable[None]] | None = None,
+    model: bool = True,
+    runtime: RayRuntime | None = None,
+    **settings: Any,
 ) -> Iterator[Gateway]:
     """A gateway on `directory` with the tiny base model pulled, unless `model` is False. `prepare` runs before it serves."""
     if model:
         settings["catalogue"] = write_catalogue(directory / "catalogue.yaml", tiny_model(directory))
-    gateway = Gateway(Settings(data_dir=directory / "data", min_free_bytes=0, **settings), FakeRuntime())
+    gateway = Gateway(Settings(data_dir=directory / "data", min_free_bytes=0, **settings), runtime or FakeRuntime())
     gateway.settings.data_dir.mkdir(exist_ok=True)
     if model:
         entry = Catalogue.load(gateway.settings).find(MODEL)
@@ -121,6 +128,8 @@ def running_gateway(
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
+            if runtime is not None:
+                stack.push_async_callback(runtime.close)
             gateway.parts = await open_parts(gateway.settings, stack)
             gateway.app, gateway.rpc_port = await start(gateway.parts, gateway.runtime, stack, stop, "127.0.0.1:0")
             if prepare is not None:

@@ -87,6 +87,11 @@ class EvaluationSpec(Frozen):
     early_stopping: EarlyStopping | None = Field(default=None, description="Off unless given.")
 
 
+LabelName = Annotated[str, Field(max_length=128, pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+"""One value, not one of Ray's conditions such as "in(a,b)"."""
+
+
 class ResourceSpec(Frozen):
     """The gang of workers that the job asks for: all of them or none."""
 
@@ -99,6 +104,27 @@ class ResourceSpec(Frozen):
         description="Processor cores of each worker; by default all cores of the node divided by the workers on it.",
     )
     engine: Literal["auto", "torch"] = Field(default="auto", description="How a step runs on devices: torch is plain (one worker) or DDP.")
+    min_workers: int | None = Field(
+        default=None, ge=1, le=4096, description="Fewest workers to start with when not all fit; by default all of them or none."
+    )
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = Field(
+        default="pack",
+        description="pack: on few nodes; spread: on many; strict_pack: all on one; strict_spread: each on a node of its own.",
+    )
+    accelerator_type: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")] | None = Field(
+        default=None, description="Type of the workers' GPUs as Ray names it, e.g. H100; any unless given."
+    )
+    labels: Annotated[dict[LabelName, LabelValue], Field(max_length=16)] = Field(
+        default={}, description='Labels that the workers\' nodes must bear, e.g. {"zone": "a"}.'
+    )
+
+    @model_validator(mode="after")
+    def _can_be(self) -> ResourceSpec:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must not be above workers ({self.workers})")
+        if self.accelerator_type is not None and not self.gpus_per_worker:
+            raise ValueError("accelerator_type names the type of GPUs, and gpus_per_worker is 0")
+        return self
 
 
 Column = Annotated[str, Field(min_length=1, max_length=256)]

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protos.tunesmith.v1 import runs_pb2 as pb
 from trainers.capture import FORMAT, captured, speak
@@ -23,9 +23,16 @@ from trainers.integrations import with_integrations
 from trainers.redact import redactor
 from trainers.report import GatewayReporter, Reporter, Silent, acknowledged
 from trainers.run_log import DRIVER, rank_writer
-from trainers.spec import RunSpec
+from trainers.spec import ResourceSpec, RunSpec
 from trainers.storage import open_storage
 
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
+
+PLACEMENT_SECONDS = 60
+"""How long the workers may wait for their places; longer, and the cluster is not what the gateway took it for."""
+PLACEMENT_LIMIT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Ray Train's own name for it; a node's environment may say otherwise."""
 COLLECTIVE_SECONDS = 120
 """A collective that takes longer has lost a peer."""
 EXIT_FAILED, EXIT_STOPPED = 1, 3
@@ -51,28 +58,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fit(spec: RunSpec) -> None:
-    """Run `train_rank` on every worker. Raises ray.train.TrainingFailedError."""
+    """Run `train_rank` on every worker. Raises ray.train.TrainingFailedError, and TrainingFailed when the gang finds no place."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import ControllerError, FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    os.environ.setdefault(PLACEMENT_LIMIT, str(PLACEMENT_SECONDS))
     ray.init(address="auto", log_to_driver=True, logging_level=logging.WARNING)
     _share_coordinator()
-    resources = spec.tunesmith.resources
+    backend = "nccl" if spec.tunesmith.resources.gpus_per_worker else "gloo"
+    with tempfile.TemporaryDirectory(prefix="tunesmith-ray-") as scratch:
+        # Retries are the scheduler's: Ray's have no backoff, and would go on under the epoch that has failed.
+        once = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
+        trainer = TorchTrainer(
+            train_rank,
+            train_loop_config={"spec": spec.model_dump_json()},
+            torch_config=TorchConfig(backend=backend, timeout_s=COLLECTIVE_SECONDS),
+            scaling_config=_scaling(spec.tunesmith.resources),
+            run_config=RunConfig(name=spec.run_id, storage_path=scratch, failure_config=once),
+        )
+        try:
+            trainer.fit()
+        except ControllerError as error:
+            raise _unplaced(error, spec.tunesmith.resources.workers) or error from error
+
+
+def _scaling(resources: ResourceSpec) -> ScalingConfig:
+    """The gang as Ray Train's placement group, which Ray gives whole or not at all."""
+    from ray.train import ScalingConfig
+
     per_worker: dict[str, float] = {"CPU": float(resources.cpus_per_worker or 1)}
     if resources.gpus_per_worker:
         per_worker["GPU"] = float(resources.gpus_per_worker)
-    with tempfile.TemporaryDirectory(prefix="tunesmith-ray-") as scratch:
-        TorchTrainer(
-            train_rank,
-            train_loop_config={"spec": spec.model_dump_json()},
-            torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_SECONDS),
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
-            ),
-            # Retries are the scheduler's: Ray's have no backoff, and would go on under the epoch that has failed.
-            run_config=RunConfig(name=spec.run_id, storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
-        ).fit()
+    return ScalingConfig(
+        num_workers=resources.workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=per_worker,
+        placement_strategy=resources.placement.upper(),
+        accelerator_type=resources.accelerator_type,
+        label_selector=dict(resources.labels) or None,
+    )
+
+
+def _unplaced(error: Exception, workers: int) -> TrainingFailed | None:
+    """What to say when Ray had no place for the gang, which the gateway could only guess; None for any other error."""
+    names = {type(link).__name__ for link in chain_of(error)}
+    if not names & {"WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"}:
+        return None
+    message = f"Ray had no place for {workers} worker{'' if workers == 1 else 's'} at once within {os.environ[PLACEMENT_LIMIT]} s"
+    return TrainingFailed("gang_not_placed", message, "infrastructure")
 
 
 def _share_coordinator() -> None:

@@ -105,3 +105,4 @@ def test_one_worker_goes_on_where_two_stopped(small: SmallRun) -> None:
     whole = small.execute(small.spec(job="ftjob-alone", **changes))
     losses = [s.train_loss for s in whole.of("step")]
     assert [s.train_loss for s in rest.of("step")] == pytest.approx(losses[4:], rel=1e-4)
+    assert [s.tokens for s in rest.of("step")] == [s.tokens for s in whole.of("step")][4:], "the same rows at every step"

@@ -282,6 +282,27 @@ async def test_a_full_cluster_says_what_the_job_waits_for(world: World, schedule
     )
 
 
+async def test_an_elastic_job_starts_with_the_workers_that_fit_and_holds_no_more(world: World, scheduler: Scheduler) -> None:
+    world.runtime.total = Capacity(cpus=4, gpus=0, nodes=2)
+    await world.post(1, ResourceSpec(workers=2, cpus_per_worker=1))
+    await world.until_is("ftjob-1", JobStatus.STARTING)
+    await world.post(2, ResourceSpec(workers=4, min_workers=1, cpus_per_worker=1))
+    shrunk = await world.until_is("ftjob-2", JobStatus.STARTING)
+    assert shrunk.progress.workers == 2
+    await world.until("ftjob-2", lambda _: "ftjob-2-1" in world.runtime.runs)
+    told = next(spec for spec in world.runtime.launched if spec.job_id == "ftjob-2")
+    assert told.tunesmith.resources.workers == 2
+    assert told.resolved == shrunk.resolved, "the global batch stays"
+    assert "Starting with 2 of 4 workers" in await world.events("ftjob-2")
+    await world.post(3, ResourceSpec(workers=1, cpus_per_worker=1))
+    assert (await world.until("ftjob-3", lambda job: "core" in job.reason)).reason == "waiting for 1 processor core, 0 free"
+    world.runtime.ends("ftjob-1-1", RunState.FAILED, "node lost")
+    world.runtime.ends("ftjob-2-1", RunState.FAILED, "node lost")
+    world.runtime.total = Capacity(cpus=8, gpus=0, nodes=2)
+    again = await world.until_is("ftjob-2", JobStatus.STARTING, epoch=2)
+    assert again.progress.workers is None, "the next run has all of them"
+
+
 async def test_jobs_survive_a_runtime_that_is_away(world: World, scheduler: Scheduler) -> None:
     job = await running(world)
     world.runtime.away = True

@@ -49,6 +49,14 @@ class Engine(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENGINE_UNSPECIFIED: _ClassVar[Engine]
     ENGINE_TORCH: _ClassVar[Engine]
 
+class PlacementStrategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PLACEMENT_STRATEGY_UNSPECIFIED: _ClassVar[PlacementStrategy]
+    PLACEMENT_STRATEGY_PACK: _ClassVar[PlacementStrategy]
+    PLACEMENT_STRATEGY_SPREAD: _ClassVar[PlacementStrategy]
+    PLACEMENT_STRATEGY_STRICT_PACK: _ClassVar[PlacementStrategy]
+    PLACEMENT_STRATEGY_STRICT_SPREAD: _ClassVar[PlacementStrategy]
+
 class EventLevel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EVENT_LEVEL_UNSPECIFIED: _ClassVar[EventLevel]
@@ -114,6 +122,11 @@ OVERLONG_DROP: Overlong
 OVERLONG_ERROR: Overlong
 ENGINE_UNSPECIFIED: Engine
 ENGINE_TORCH: Engine
+PLACEMENT_STRATEGY_UNSPECIFIED: PlacementStrategy
+PLACEMENT_STRATEGY_PACK: PlacementStrategy
+PLACEMENT_STRATEGY_SPREAD: PlacementStrategy
+PLACEMENT_STRATEGY_STRICT_PACK: PlacementStrategy
+PLACEMENT_STRATEGY_STRICT_SPREAD: PlacementStrategy
 EVENT_LEVEL_UNSPECIFIED: EventLevel
 EVENT_LEVEL_INFO: EventLevel
 EVENT_LEVEL_WARN: EventLevel
@@ -221,16 +234,31 @@ class EvaluationSpec(_message.Message):
     def __init__(self, every_steps: _Optional[int] = ..., early_stopping: _Optional[_Union[EarlyStopping, _Mapping]] = ...) -> None: ...
 
 class ResourceSpec(_message.Message):
-    __slots__ = ("workers", "gpus_per_worker", "cpus_per_worker", "engine")
+    __slots__ = ("workers", "gpus_per_worker", "cpus_per_worker", "engine", "min_workers", "placement", "accelerator_type", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     GPUS_PER_WORKER_FIELD_NUMBER: _ClassVar[int]
     CPUS_PER_WORKER_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    MIN_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     workers: int
     gpus_per_worker: int
     cpus_per_worker: int
     engine: Engine
-    def __init__(self, workers: _Optional[int] = ..., gpus_per_worker: _Optional[int] = ..., cpus_per_worker: _Optional[int] = ..., engine: _Optional[_Union[Engine, str]] = ...) -> None: ...
+    min_workers: int
+    placement: PlacementStrategy
+    accelerator_type: str
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, workers: _Optional[int] = ..., gpus_per_worker: _Optional[int] = ..., cpus_per_worker: _Optional[int] = ..., engine: _Optional[_Union[Engine, str]] = ..., min_workers: _Optional[int] = ..., placement: _Optional[_Union[PlacementStrategy, str]] = ..., accelerator_type: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class MappingSpec(_message.Message):
     __slots__ = ("prompt", "completion", "system", "messages", "role", "content", "roles")
@@ -333,7 +361,7 @@ class JobSpec(_message.Message):
     def __init__(self, model: _Optional[str] = ..., training_file: _Optional[str] = ..., validation_file: _Optional[str] = ..., suffix: _Optional[str] = ..., seed: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., method: _Optional[_Union[Method, _Mapping]] = ..., tunesmith: _Optional[_Union[TunesmithSpec, _Mapping]] = ..., integrations: _Optional[_Iterable[_Union[Integration, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("stage", "step", "total_steps", "loss", "learning_rate", "tokens_per_second", "eta_seconds")
+    __slots__ = ("stage", "step", "total_steps", "loss", "learning_rate", "tokens_per_second", "eta_seconds", "workers")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -341,6 +369,7 @@ class Progress(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     stage: str
     step: int
     total_steps: int
@@ -348,7 +377,8 @@ class Progress(_message.Message):
     learning_rate: float
     tokens_per_second: float
     eta_seconds: float
-    def __init__(self, stage: _Optional[str] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
+    workers: int
+    def __init__(self, stage: _Optional[str] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., workers: _Optional[int] = ...) -> None: ...
 
 class Resolved(_message.Message):
     __slots__ = ("n_epochs", "batch_size", "learning_rate_multiplier", "learning_rate", "engine", "steps")
