@@ -6,7 +6,7 @@ STUBS := .venv-stubs
 BENCH := .venv-bench
 BASELINE := protos/baseline.binpb
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint bench docs stubs check-stubs check-protos proto-baseline clean
+.PHONY: help setup demo test fuzz chaos lint bench docs stubs check-stubs check-protos proto-baseline clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ test: setup ## the whole test suite
 
 fuzz: setup ## thousands of valid and hostile requests from the OpenAPI description, against a real gateway
 	$(BIN)/python -m tests.fuzz
+
+chaos: setup ## 200 random kills of gateways and runs under load; counts what was lost and what was doubled
+	$(BIN)/python -m tests.chaos --kills 200 --seed 1
+	$(BIN)/python -m tests.chaos --kills 200 --seed 1 --postgres
 
 lint: setup check-stubs check-protos ## ruff, import contracts, pyright on service/, contracts and stubs of protos/
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ from service.rpc import serve_rpc
 from service.runtime import Runtime, RuntimeUnavailable
 from service.scheduler import Scheduler
 from service.settings import Settings
-from service.store import Store
+from service.store import Store, StoreDamaged, StoreUnavailable
 from service.sweep import Sweep
 from service.tls import Certificate
 from service.validation import Validation
@@ -89,7 +89,12 @@ async def open_parts(settings: Settings, stack: AsyncExitStack) -> Parts:
     metrics = Metrics()
     store = Store(settings.database)
     stack.push_async_callback(store.close)
-    await store.migrate()
+    try:
+        await store.migrate()
+    except StoreDamaged as error:
+        raise CannotStart(f"the database is damaged ({error}): restore it from a backup before the service is started on it") from error
+    except StoreUnavailable as error:
+        raise CannotStart(f"the database can't be used: {error}") from error
     await tenancy.first_key(store, settings.data_dir / "api-key")
     storage = MeteredStorage(open_storage(settings.storage), metrics)
     await asyncio.to_thread(objects.probe, storage)

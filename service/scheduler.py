@@ -94,13 +94,16 @@ class Scheduler:
             if job_id not in held and not task.done():
                 # Either the job is through, and its driver about to return, or another scheduler has it.
                 log.info("lease_gone", job=job_id)
+        for job_id in held - {job_id for job_id, task in self._tasks.items() if not task.done()}:
+            # Taken in a transaction whose COMMIT was not answered, or kept by one that gave it back: nobody else would see to it.
+            self._drive(job_id)
 
     async def _look(self) -> None:
         self._tasks = {job_id: task for job_id, task in self._tasks.items() if not task.done()}
         async with self._store.begin() as tx:
             orphans = await tx.take_leases(self.owner, OWNED, self._settings.lease_ttl)
         for job in orphans:
-            self._drive(job)
+            self._drive(job.id)
         await self._claim()
         async with self._store.read() as tx:
             self._metrics.set_jobs_by_status(await tx.count_by_status())
@@ -121,22 +124,22 @@ class Scheduler:
             log.warning("stray_run_stopped", run=run_id)
             await self._runtime.stop(run_id)
 
-    def _drive(self, job: Job) -> None:
-        old = self._tasks.pop(job.id, None)
+    def _drive(self, job_id: str) -> None:
+        old = self._tasks.pop(job_id, None)
         if old is not None:
             old.cancel()
-        self._tasks[job.id] = asyncio.create_task(self._driven(job), name=job.id)
+        self._tasks[job_id] = asyncio.create_task(self._driven(job_id), name=job_id)
 
-    async def _driven(self, job: Job) -> None:
+    async def _driven(self, job_id: str) -> None:
         try:
-            await self._driver.drive(job.id)
+            await self._driver.drive(job_id)
         except LeaseLost:
-            log.info("stepped_down", job=job.id)
+            log.info("stepped_down", job=job_id)
         except Exception as error:
-            log.exception("driver_error", job=job.id)
-            await self._set_back(job.id, error)
+            log.exception("driver_error", job=job_id)
+            await self._set_back(job_id, error)
         else:
-            self._setbacks.pop(job.id, None)
+            self._setbacks.pop(job_id, None)
         finally:
             self._awake.set()
 
@@ -153,7 +156,7 @@ class Scheduler:
             async with self._store.begin() as tx:
                 await tx.drop_lease(job_id, self.owner)
         except (LeaseLost, Stale, StoreUnavailable):
-            log.warning("setback_not_noted", job=job_id)  # the lease runs out by itself
+            log.warning("setback_not_noted", job=job_id)  # a lease that is still ours is seen by the next renewal
 
     async def _claim(self) -> None:
         async with self._store.read() as tx:
@@ -212,7 +215,7 @@ class Scheduler:
         used.append(part)
         places.take(job.project_id)
         self._metrics.queue_waited(max(0.0, now - (job.queued_at or now)))
-        self._drive(claimed)
+        self._drive(claimed.id)
         return True
 
     async def _quota_shortage(self, tx: Transaction, project_id: str, places: Places) -> str:

@@ -34,6 +34,7 @@ class FakeRun:
     gateway: Gateway
     spec: RunSpec
     seq: int = 0
+    token: str = ""
 
     @classmethod
     def of(cls, gateway: Gateway, job_id: str, epoch: int = 1) -> FakeRun:
@@ -61,10 +62,10 @@ class FakeRun:
         for report in reports:
             self.seq += 1
             report.seq = self.seq
-        token = self.gateway.parts.storage.get(f"{self.spec.run_prefix}/token").decode()
+        self.token = self.token or self.gateway.parts.storage.get(f"{self.spec.run_prefix}/token").decode()
         request = pb.ReportRequest(job_id=self.job_id, epoch=self.spec.epoch, reports=reports, stage="training")
         with grpc.insecure_channel(self.gateway.rpc_address) as channel:
-            return RunsStub(channel).Report(request, timeout=10, metadata=[("authorization", f"Bearer {token}")])
+            return RunsStub(channel).Report(request, timeout=10, metadata=[("authorization", f"Bearer {self.token}")])
 
     def start(self, resumed_step: int = 0, total_steps: int | None = None) -> None:
         """The workers are up."""
@@ -133,11 +134,11 @@ def in_phase(client: OpenAI, job_id: str, phase: str) -> Any:
     return until(f"the phase {phase}", there)
 
 
-def until(what: str, holds: Callable[[], Any], timeout: float = 60) -> Any:
+def until(what: str, holds: Callable[[], Any], timeout: float = 60, pause: float = 0.02) -> Any:
     """Wait until `holds` gives something true, and give it."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if value := holds():
             return value
-        time.sleep(0.02)
+        time.sleep(pause)
     raise AssertionError(f"{what} did not come within {timeout:.0f} s")

@@ -53,6 +53,10 @@ class FaultProxy:
         """Give `fault` to the next requests of this method."""
         self._faults.setdefault(method, []).extend([fault] * times)
 
+    def heal(self) -> None:
+        """No more harm."""
+        self._faults.clear()
+
     def take(self, method: str) -> Fault:
         """The fault of this request."""
         self.seen.append(method)

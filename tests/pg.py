@@ -11,11 +11,13 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -24,9 +26,47 @@ SMALL = ["-c", "shared_buffers=64MB", "-c", "max_connections=200"]
 FAST = ["-c", "fsync=off", "-c", "full_page_writes=off"]
 
 
+@dataclass
+class PostgresServer:
+    """A server that a test may stop in the middle of its work, and start again on the same port."""
+
+    url: str
+    _binaries: Path
+    _data: Path
+    _user: str | None
+    _process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """End it at once, as `pg_ctl stop -m immediate` does: no client is told, and it recovers at its next start."""
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(30)
+
+    def start(self) -> None:
+        """Start it again, and wait until it answers."""
+        port = int(self.url.rpartition("/")[0].rpartition(":")[2])
+        self._process = _spawned(self._binaries, self._data, self._user, port, SMALL)
+        _wait_ready(self._binaries, port)
+
+    def end(self) -> None:
+        """Stop it for good."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
 @contextmanager
 def running_postgres(*, durable: bool = False) -> Iterator[str]:
     """SQLAlchemy address of a fresh server, which ends with the block; unless `durable`, its commits are not flushed."""
+    with postgres_server(durable=durable) as server:
+        yield server.url
+
+
+@contextmanager
+def postgres_server(*, durable: bool = True) -> Iterator[PostgresServer]:
+    """A fresh server, which ends with the block."""
     scratch = Path(tempfile.mkdtemp(prefix="tunesmith-pg-"))
     user = "nobody" if os.geteuid() == 0 else None
     try:
@@ -37,8 +77,14 @@ def running_postgres(*, durable: bool = False) -> Iterator[str]:
             scratch.chmod(0o755)
             os.chown(data, pwd.getpwnam(user).pw_uid, -1)
         _initdb(binaries, data, user)
-        with _server(binaries, data, user, SMALL if durable else SMALL + FAST) as port:
-            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        port = _free_port()
+        process = _spawned(binaries, data, user, port, SMALL if durable else SMALL + FAST)
+        server = PostgresServer(f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres", binaries, data, user, process)
+        try:
+            _wait_ready(binaries, port)
+            yield server
+        finally:
+            server.end()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -72,24 +118,16 @@ def _initdb(binaries: Path, data: Path, user: str | None) -> None:
     subprocess.run(command, check=True, user=user, cwd="/", stdout=subprocess.DEVNULL, env={"LANG": "C.UTF-8", "PATH": os.defpath})
 
 
-@contextmanager
-def _server(binaries: Path, data: Path, user: str | None, settings: list[str]) -> Iterator[int]:
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def _spawned(binaries: Path, data: Path, user: str | None, port: int, settings: list[str]) -> subprocess.Popen[bytes]:
     options = [*settings, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-    with (data / "server.log").open("w") as log:
-        server = subprocess.Popen([binaries / "postgres", "-D", data, *options], user=user, cwd="/", stdout=log, stderr=log)
-    try:
-        _wait_ready(binaries, port)
-        yield port
-    finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+    with (data / "server.log").open("a") as log:
+        return subprocess.Popen([binaries / "postgres", "-D", data, *options], user=user, cwd="/", stdout=log, stderr=log)
 
 
 def _wait_ready(binaries: Path, port: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -21,13 +22,15 @@ from service.records import Caller, Content, Scope
 from service.reports import RunReports
 from service.runtime import Runtime, RuntimeUnavailable
 from service.settings import Settings
-from service.store import Store, StoreUnavailable, Transaction
+from service.store import Conflict, Store, StoreUnavailable, Transaction
 from service.watches import Watches
 from trainers.storage import NoSuchObject, Storage, StorageDenied, StorageError, StorageFull, StorageUnavailable
 
 T = TypeVar("T")
 MAX_TRIES = 5
 """How often a change is tried again when somebody else changed the job in between."""
+CONFLICTS = 3
+"""How often what the database undid for another's sake is tried again."""
 DOWNLOAD_LIFE = timedelta(minutes=15)
 """How long a presigned address serves."""
 ARRIVAL = timedelta(days=1)
@@ -105,6 +108,15 @@ class Context(QuotaChecks):
         """The transaction writes the row that keeps the bytes under `key`. Raises UNAVAILABLE when they took too long to come."""
         if not await tx.keep(key):
             raise TunesmithError(ErrorCode.UNAVAILABLE, "Storing the bytes took too long; send them again.")
+
+
+async def settled(work: Callable[[], Awaitable[T]]) -> T:
+    """What `work`, one transaction, gives; tried again up to CONFLICTS times. Raises Conflict when that was not enough."""
+    for attempt in range(CONFLICTS):
+        with suppress(Conflict):
+            return await work()
+        await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))  # those that met would meet again
+    return await work()
 
 
 @asynccontextmanager

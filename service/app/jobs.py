@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from service import objects
-from service.app.context import MAX_TRIES, Context, available, require
+from service.app.context import MAX_TRIES, Context, available, require, settled
 from service.errors import ErrorCode, TunesmithError, invalid
 from service.jobs import FINAL, Event, Job, JobSpec, JobStatus, Notice, advance
 from service.records import Caller, Checkpoint, Page
@@ -40,21 +40,26 @@ class JobUses(Context):
                 "WANDB_API_KEY on the nodes, and TUNESMITH_WANDB_ENABLED at the gateway.",
                 "integrations",
             )
-        fingerprint = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
         async with available():
             base_model = await self._base_model(spec)
-            async with self.store.begin() as tx:
-                project = await self.locked_project(tx, caller)
-                job = _new_job(caller, spec, base_model)
-                known = await _known_submission(tx, job, idempotency_key, fingerprint, retried)
-                if known is not None:
-                    return known
-                await check_files(tx, caller, spec)
-                await self.check_new_job(tx, project, spec)
-                job = await tx.insert_job(job, fingerprint, [Notice(f"Created fine-tuning job: {job.id}")])
-                await tx.audit(caller, "job.created", job.id, {"model": spec.model, "method": spec.method.type})
+            job = await settled(lambda: self._accepted(caller, spec, base_model, idempotency_key, retried))
         self.wake()
         return job
+
+    async def _accepted(self, caller: Caller, spec: JobSpec, base_model: BaseModelRef, key: str | None, retried: bool) -> Job:
+        """The new job, or the one that this submission made before."""
+        fingerprint = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+        async with self.store.begin() as tx:
+            project = await self.locked_project(tx, caller)
+            job = _new_job(caller, spec, base_model)
+            known = await _known_submission(tx, job, key, fingerprint, retried)
+            if known is not None:
+                return known
+            await check_files(tx, caller, spec)
+            await self.check_new_job(tx, project, spec)
+            job = await tx.insert_job(job, fingerprint, [Notice(f"Created fine-tuning job: {job.id}")])
+            await tx.audit(caller, "job.created", job.id, {"model": spec.model, "method": spec.method.type})
+            return job
 
     async def list_jobs(self, caller: Caller, *, after: str | None, limit: int, metadata: dict[str, str] | None) -> Page[Job]:
         """The project's jobs, newest first; only those whose metadata holds all of `metadata`, or that have none when it is None."""
@@ -92,15 +97,20 @@ class JobUses(Context):
     async def _change(self, caller: Caller, job_id: str, change: Callable[[Transaction, Job], Awaitable[Job]], audited: str) -> Job:
         """What `change` makes of the caller's job, tried again when somebody else changed the job in between."""
         require(caller, "write")
+
+        async def changed_once() -> Job:
+            async with self.store.begin() as tx:
+                before = await self.the_job(tx, caller, job_id, lock=True)
+                changed = await change(tx, before)
+                if changed is not before:
+                    await tx.audit(caller, audited, job_id)
+                [job] = await tx.detailed([changed])
+                return job
+
         async with available():
             for _ in range(MAX_TRIES):
                 with suppress(Stale):
-                    async with self.store.begin() as tx:
-                        before = await self.the_job(tx, caller, job_id, lock=True)
-                        changed = await change(tx, before)
-                        if changed is not before:
-                            await tx.audit(caller, audited, job_id)
-                        [job] = await tx.detailed([changed])
+                    job = await settled(changed_once)
                     self.wake()
                     return job
         raise TunesmithError(ErrorCode.UNAVAILABLE, "The job is changing just now.", retry_after=timedelta(seconds=1))

@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 from protos.tunesmith.v1 import runs_pb2
-from service.app.context import MAX_TRIES, Context, available
+from service.app.context import MAX_TRIES, Context, available, settled
 from service.errors import ErrorCode, TunesmithError
 from service.records import Caller
 from service.store import Stale
@@ -40,7 +40,7 @@ class OperationUses(Context):
         async with available():
             for _ in range(MAX_TRIES):
                 try:
-                    return await self.reports.take(bearer, request)
+                    return await settled(lambda: self.reports.take(bearer, request))
                 except Stale:
                     continue
         raise TunesmithError(ErrorCode.UNAVAILABLE, "The job is changing just now.", retry_after=timedelta(seconds=1))

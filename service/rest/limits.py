@@ -1,4 +1,4 @@
-"""Limits that hold before anything is parsed: bytes of a body, declared or chunked, and of the headers.
+"""Limits that hold before anything is parsed: bytes of a body, declared or chunked, its pace, and the headers.
 
 A plain ASGI middleware inside `Requests`, outside FastAPI. It knows two paths, those of files and of their parts, whose
 limits are others.
@@ -6,22 +6,27 @@ limits are others.
 
 from __future__ import annotations
 
+import asyncio
 import re
+from datetime import timedelta
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ErrorCode, TunesmithError
+from service.rest.connections import PunctualProtocol
 from service.rest.errors import error_response, status_response
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
+STALL = timedelta(seconds=60)
+"""A body of which nothing more comes for so long is given up."""
 FILE_PATH, PART_PATH = "/v1/files", re.compile(r"/v1/uploads/[^/]+/parts")
 
 SERVER_OPTIONS: dict[str, Any] = {
     # Room above MAX_HEADER_BYTES, so that it is Limits that answers, in OpenAI's shape.
     "h11_max_incomplete_event_size": 4 * MAX_HEADER_BYTES,
-    "http": "h11",
+    "http": PunctualProtocol,
     "server_header": False,
     # `Requests` writes one line a request; uvicorn's own would repeat it without the request id.
     "access_log": False,
@@ -59,12 +64,17 @@ class Limits:
 
 
 def _counted(receive: Receive, limit: int) -> Receive:
-    """`receive` that raises once more than `limit` bytes came: a chunked body declares no length."""
-    received = 0
+    """`receive` that raises once more than `limit` bytes came, for a chunked body declares no length, and when none come any more."""
+    received, more = 0, True
 
     async def counted() -> Message:
-        nonlocal received
-        message = await receive()
+        nonlocal received, more
+        try:
+            async with asyncio.timeout(STALL.total_seconds() if more else None):
+                message = await receive()
+        except TimeoutError:
+            raise TunesmithError(ErrorCode.INVALID_REQUEST, f"Nothing of the body came for {STALL.total_seconds():.0f} seconds.") from None
+        more = message.get("more_body", False)
         received += len(message.get("body", b""))
         if received > limit:
             raise _too_large(limit)

@@ -5,6 +5,6 @@
 jobs.py and app.py.
 """
 
-from service.store.engine import Stale, Store, StoreUnavailable, Transaction
+from service.store.engine import Conflict, Stale, Store, StoreDamaged, StoreUnavailable, Transaction
 
-__all__ = ["Stale", "Store", "StoreUnavailable", "Transaction"]
+__all__ = ["Conflict", "Stale", "Store", "StoreDamaged", "StoreUnavailable", "Transaction"]

@@ -1,4 +1,4 @@
-"""One submission, one job: many threads, explicit keys and the official client's own retries, at one gateway and at two."""
+"""Row 18, and its neighbours: one submission makes one job, with explicit keys and with the official client's own retries."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_twenty_threads_and_twenty_keys_make_twenty_jobs(gateway: Gateway, tmp_p
     assert len(set(answers[0])) == 20
 
 
-def test_two_gateways_answer_a_key_with_the_same_job(tmp_path: Path, postgres_url: str) -> None:
+def test_18_two_gateways_answer_a_key_with_the_same_job(tmp_path: Path, postgres_url: str) -> None:
     with two_gateways(tmp_path, postgres_url) as both:
         body = {"model": "tiny", "training_file": upload(both[0], tmp_path), "metadata": {"test": "keys"}}
 
