@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from service.jobs import Job, JobError, JobStatus, Notice, advance
 from service.records import File
 from service.store.runs import Run
+
+PREEMPTED = "preempted"
+"""Code of a run whose node went away: no fault of anybody, so it costs none of the retries."""
 
 
 def result_file(job: Job, result: dict[str, Any]) -> File:
@@ -43,13 +48,64 @@ def paused_job(job: Job, last_saved: int) -> tuple[Job, list[Notice]]:
     return paused, [Notice("The job has been paused")]
 
 
-def requeued_job(job: Job, run: Run, cause: str, last_saved: int, backoff: float, now: float) -> tuple[Job, list[Notice]]:
-    """The job back in the queue after its run was lost; a run that made progress gives the budget back."""
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How often a job is tried again."""
+
+    max_retries: int
+    quarantine_after: int
+    max_preemptions: int
+
+
+def stalls(runs: Sequence[Run], last_saved: int, *, preempted: bool) -> int:
+    """How many runs in a row, the newest last, were lost (or `preempted`) and brought neither a further step nor a further checkpoint.
+
+    `last_saved` is the step of the job's newest checkpoint. Runs that were lost in the other way, or paused, break no row.
+    """
+    streak = furthest = 0
+    for number, run in enumerate(runs, 1):
+        saved = next((later.resumed_step for later in runs[number:] if later.resumed_step is not None), last_saved)
+        gained = run.last_step > furthest or saved > (run.resumed_step or 0)
+        furthest = max(furthest, run.last_step)
+        counts = run.outcome is not None and (run.outcome.get("code") == PREEMPTED) is preempted
+        streak = 0 if gained else streak + counts
+    return streak
+
+
+def given_up(job: Job, runs: Sequence[Run], last_saved: int, budget: Budget) -> JobError | None:
+    """Why the job is not tried again after its newest run was lost; None when it is. The budgets of both kinds of loss are apart."""
+    run = runs[-1]
+    outcome = run.outcome or {}
+    message = f"{outcome['message']}. Gave up after {job.epoch} runs"
+    if outcome["code"] == PREEMPTED:
+        spent = stalls(runs, last_saved, preempted=True) > budget.max_preemptions
+        return failure(outcome, message=f"{message}, for no node stayed long enough to get any further.") if spent else None
+    stalled = stalls(runs, last_saved, preempted=False)
+    if stalled >= budget.quarantine_after:
+        message = f"{stalled} runs in a row got no further; the last one: {outcome['code']}: {outcome['message']}"
+        hint = "Something at this very point kills the run: its log has the last lines. A new job with other settings is tried afresh."
+        details = {"code": outcome["code"], "log_tail": outcome["log_tail"]}
+        return failure(outcome, code="quarantined", message=message, hint=hint, details=details)
+    if job.infra_failures >= budget.max_retries and last_saved <= (run.resumed_step or 0):
+        return failure(outcome, message=f"{message}.", details={"log_tail": outcome["log_tail"]})
+    return None
+
+
+def failure(outcome: Mapping[str, Any], **changes: Any) -> JobError:
+    """The job's error after a run with that outcome."""
+    names = ("code", "message", "cause", "hint", "rank", "node", "last_good_step")
+    return JobError(**{name: outcome[name] for name in names if outcome.get(name) is not None} | changes)
+
+
+def requeued_job(job: Job, run: Run, last_saved: int, backoff: float, now: float) -> tuple[Job, list[Notice]]:
+    """The job back in the queue after its run was lost; one that made progress gives the budget back, a preempted one takes none."""
+    outcome = run.outcome or {}
+    cause, preempted = outcome["message"], outcome["code"] == PREEMPTED
     progressed = last_saved > (run.resumed_step or 0)
     queued = advance(
         job,
         JobStatus.QUEUED,
-        infra_failures=1 if progressed else job.infra_failures + 1,
+        infra_failures=job.infra_failures if preempted else 1 if progressed else job.infra_failures + 1,
         not_before=now + backoff,
         queued_at=now,
         reason=f"waiting to be tried again: {cause}",
@@ -57,4 +113,6 @@ def requeued_job(job: Job, run: Run, cause: str, last_saved: int, backoff: float
         progress=job.progress.model_copy(update={"stage": "", "eta_seconds": None}),
     )
     onward = f"It will resume from step {last_saved}" if last_saved else "It will start afresh"
-    return queued, [Notice(f"Run {run.epoch} was lost: {cause}. {onward} in {backoff:.0f} s.", level="warn")]
+    return queued, [
+        Notice(f"Run {run.epoch} was {'preempted' if preempted else 'lost'}: {cause}. {onward} in {backoff:.0f} s.", level="warn")
+    ]

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import structlog
 
 from service import objects, run_logs
-from service.conclude import failed_job, paused_job, requeued_job, result_file, succeeded_notices
+from service.conclude import Budget, failed_job, failure, given_up, paused_job, requeued_job, result_file, succeeded_notices
 from service.gangs import gang_of
 from service.jobs import FINAL, ON_RAY, TRANSITIONS, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
@@ -73,6 +73,7 @@ class Driver:
         self._owner, self._store, self._storage, self._runtime = owner, store, storage, runtime
         self._validation, self._settings, self._metrics = validation, settings, metrics
         self._report_address = report_address
+        self._budget = Budget(settings.max_retries, settings.quarantine_after, settings.max_preemptions)
         self._news = asyncio.Event()
         self._steps: dict[JobStatus, Callable[[Job], Coroutine[Any, Any, None]]] = {
             JobStatus.VALIDATING: self._validate,
@@ -132,9 +133,9 @@ class Driver:
                 return
             if run.outcome is not None:
                 return await self._conclude(job, run)
-            cause = self._lost_cause(run, seen, time.monotonic() - since)
-            if cause is not None:
-                return await self._lost(job, run, cause)
+            outcome = self._lost_outcome(run, seen, time.monotonic() - since)
+            if outcome is not None:
+                return await self._lost(job, run, outcome)
             await self._glance()
 
     async def _pause(self, job: Job) -> None:
@@ -163,8 +164,7 @@ class Driver:
         async with self._writing() as tx:
             current = await self._still(tx, job)
             await tx.update_run(job.id, run.epoch, ended_at=tx.time)
-            last_saved = max((c.step for c in await tx.checkpoints(job.id)), default=0)
-            paused, notices = paused_job(current, last_saved)
+            paused, notices = paused_job(current, await self._last_saved(tx, job.id))
             await tx.apply(current, paused, notices)
         self._ended(job.id, "paused")
 
@@ -204,16 +204,16 @@ class Driver:
         if outcome["kind"] == "finished":
             await self._succeed(job, run, outcome)
             return
-        error = JobError(code=outcome["code"], message=outcome["message"], cause=outcome["cause"])
-        if error.cause == "infrastructure":
-            await self._lost(job, run, error.message, code=error.code)
+        if outcome["cause"] == "infrastructure":
+            await self._lost(job, run, outcome)
             return
         await self._until_gone(f"{job.id}-{run.epoch}", grace=timedelta(seconds=2))
         outcome = outcome | {"log_tail": await self._log_tail(run)}
         async with self._writing() as tx:
             current = await self._still(tx, job)
+            outcome |= {"last_good_step": await self._last_saved(tx, job.id)}
             await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
-            failed, notices = failed_job(current, error, tx.time)
+            failed, notices = failed_job(current, failure(outcome), tx.time)
             await tx.apply(current, failed, notices)
         self._ended(job.id, "failed")
 
@@ -241,22 +241,22 @@ class Driver:
         self._ended(job.id, "succeeded")
         await self._tidy(job, run.epoch)
 
-    async def _lost(self, job: Job, run: Run, cause: str, code: str = "worker_lost") -> None:
+    async def _lost(self, job: Job, run: Run, outcome: dict[str, Any]) -> None:
         """The run is over without a result; the job goes back to the queue while its budget lasts."""
         tail = await self._log_tail(run)
         await self._until_gone(f"{job.id}-{run.epoch}", grace=timedelta(0))
         backoff = self._settings.retry_backoff.total_seconds() * 2**job.infra_failures * random.uniform(0.8, 1.2)
         async with self._writing() as tx:
             current = await self._still(tx, job)
-            outcome = (run.outcome or {"kind": "lost", "code": code, "message": cause, "cause": "infrastructure"}) | {"log_tail": tail}
+            last_saved = await self._last_saved(tx, job.id)
+            outcome |= {"log_tail": tail, "last_good_step": last_saved}
             await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
-            last_saved = max((c.step for c in await tx.checkpoints(job.id)), default=0)
-            if current.infra_failures >= self._settings.max_retries and last_saved <= (run.resumed_step or 0):
-                message = f"{cause}. Gave up after {current.epoch} runs."
-                error = JobError(code=code, message=message, cause="infrastructure", details={"log_tail": tail})
+            runs = await tx.list_runs(job.id)
+            error = given_up(current, runs, last_saved, self._budget)
+            if error is not None:
                 changed, notices = failed_job(current, error, tx.time)
             else:
-                changed, notices = requeued_job(current, run, cause, last_saved, backoff, tx.time)
+                changed, notices = requeued_job(current, runs[-1], last_saved, backoff, tx.time)
             await tx.apply(current, changed, notices)
         if changed.status is JobStatus.FAILED:
             self._ended(job.id, "failed")
@@ -310,15 +310,22 @@ class Driver:
         self._storage.put(key, token.encode())
         return token
 
-    def _lost_cause(self, run: Run, seen: Observation | None, watched: float) -> str | None:
+    def _lost_outcome(self, run: Run, seen: Observation | None, watched: float) -> dict[str, Any] | None:
         """Why the run must be given up, None while it may go on. `watched` counts seconds."""
+        lost = {"kind": "lost", "code": "worker_lost", "cause": "infrastructure"}
         if seen is not None and seen.state in ENDED:
-            return f"the run ended without a result ({seen.message or seen.state})"
+            return lost | {"message": f"the run ended without a result ({seen.message or seen.state})"}
         silence = min(watched, self._age(run))
-        limit = self._settings.run_silence if run.reported_at is not None else self._settings.start_timeout
+        if run.reported_at is None:
+            limit, stuck = self._settings.start_timeout, {}
+        else:  # rank 0 reports; a hang of another rank is told by rank 0 itself
+            limit, stuck = self._settings.run_silence, {"code": "run_stuck", "rank": 0}
         if silence > limit.total_seconds():
-            return f"the run has not reported for {silence:.0f} s"
+            return lost | stuck | {"message": f"the run has not reported for {silence:.0f} s"}
         return None
+
+    async def _last_saved(self, tx: Transaction, job_id: str) -> int:
+        return max((checkpoint.step for checkpoint in await tx.checkpoints(job_id)), default=0)
 
     def _age(self, run: Run) -> float:
         """Seconds since the run last reported, or since it was made, by the database's clock at the last read."""

@@ -80,6 +80,12 @@ class JobError(Frozen):
     param: str | None = None
     cause: Literal["data", "config", "resource", "infrastructure", "service"] = "service"
     details: dict[str, Any] = Field(default={}, description="For data faults: `report`, see data_report.DataReport.")
+    hint: str = ""
+    rank: int | None = None
+    """The worker that failed."""
+    node: str = ""
+    last_good_step: int | None = None
+    """Of the last complete checkpoint, 0 when there is none; None for faults before the first run."""
 
 
 class Progress(Frozen):
@@ -112,6 +118,10 @@ class Attempt:
     cause: str | None = None
     rank: int | None = None
     """The worker that failed."""
+    node: str | None = None
+    hint: str | None = None
+    last_good_step: int | None = None
+    """Of the last complete checkpoint, when it ended without a result."""
     log_tail: tuple[str, ...] = ()
     """Last lines of its log when it ended without a result; left out of lists."""
 

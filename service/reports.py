@@ -57,6 +57,8 @@ class _Update:
     notices: list[Notice]
     run: dict[str, Any]
     checkpoints: list[pb.CheckpointSaved]
+    outcome: dict[str, Any] | None
+    """The run's last word, if it has said one before."""
     held: dict[str, Any] | None
     """Numbers of a step whose evaluation is going on: OpenAI tells of both in one event."""
 
@@ -108,7 +110,7 @@ class RunReports:
             at_step = await tx.metrics_at(job.id, saved.step)
             metrics = {key: value for key, value in at_step.items() if key not in NOT_OF_CHECKPOINTS and _finite(value)}
             name = checkpoint_model_name(planned_model_name(job), saved.step, job.resolved.steps if job.resolved else -1)
-            await tx.put_checkpoint(job.id, run.epoch, saved.step, saved.prefix, name, metrics, keep=job.spec.tunesmith.checkpoints.keep)
+            await tx.put_checkpoint(job.id, run.epoch, saved.step, saved.prefix, name, metrics, rules=job.spec.tunesmith.checkpoints)
 
     async def _published(self, request: pb.ReportRequest) -> dict[str, Any]:
         """Facts of the result file, read from the manifest that the run says it has published."""
@@ -141,7 +143,7 @@ def _refuse_stale(job: Job, run: Run) -> None:
 
 
 def _gather(job: Job, run: Run, stage: str, reports: list[pb.RunReport], result: dict[str, Any]) -> _Update:
-    update = _Update(job, [], {}, [], run.held)
+    update = _Update(job, [], {}, [], run.outcome, run.held)
     if stage and stage != job.progress.stage:
         update.job = replace(update.job, progress=update.job.progress.model_copy(update={"stage": stage}))
     for report in reports:
@@ -239,12 +241,16 @@ def _finished(update: _Update, finished: pb.Finished, result: dict[str, Any]) ->
 
 def _failed(update: _Update, failed: pb.Failed, result: dict[str, Any]) -> None:
     _tell_held(update)
+    if update.outcome is not None:
+        return  # the first word counts: what comes after it, from the driver, is the echo
     update.run["outcome"] = {
         "kind": "failed",
         "code": failed.code,
         "message": failed.message,
         "cause": failed.cause,
         "rank": failed.rank,
+        "node": failed.node or None,
+        "hint": failed.hint or None,
         "traceback": failed.traceback,
     }
 

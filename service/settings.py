@@ -75,6 +75,12 @@ class Settings(BaseSettings):
         description="What a run may take to write a checkpoint and leave once its job is paused; then it is killed.",
     )
     max_retries: int = Field(default=3, ge=0, description="Runs a job may lose to infrastructure before it fails.")
+    quarantine_after: int = Field(
+        default=3, ge=1, description="Runs in a row lost without a further step or checkpoint, after which a job is not tried again."
+    )
+    max_preemptions: int = Field(
+        default=20, ge=0, description="Runs in a row that a job may lose to nodes that go away, none of which got any further."
+    )
     retry_backoff: timedelta = Field(
         default=timedelta(seconds=5),
         description="Wait before the second run; doubles with each further one, with jitter.",

@@ -111,7 +111,7 @@ def running_gateway(
     *,
     prepare: Callable[[Gateway], Awaitable[None]] | None = None,
     model: bool = True,
-    runtime: RayRuntime | None = None,
+    runtime: FakeRuntime | RayRuntime | None = None,
     **settings: Any,
 ) -> Iterator[Gateway]:
     """A gateway on `directory` with the tiny base model pulled, unless `model` is False. `prepare` runs before it serves."""
@@ -128,7 +128,7 @@ def running_gateway(
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            if runtime is not None:
+            if isinstance(runtime, RayRuntime):
                 stack.push_async_callback(runtime.close)
             gateway.parts = await open_parts(gateway.settings, stack)
             gateway.app, gateway.rpc_port = await start(gateway.parts, gateway.runtime, stack, stop, "127.0.0.1:0")

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from trainers import manifest
 from trainers.manifest import Manifest, ManifestBroken
+from trainers.retention import kept_steps
 from trainers.spec import RunSpec
 from trainers.state import Cursor, Snapshot, read_metrics, write_metrics
 from trainers.storage import Storage, StorageUnavailable
@@ -66,6 +67,7 @@ class Checkpoints:
             with tempfile.TemporaryDirectory(prefix="tunesmith-checkpoint-") as scratch:
                 write_snapshot(snapshot, self._config, Path(scratch))
                 patiently(lambda: self._store(snapshot.cursor.step, Path(scratch)))
+            patiently(lambda: self._delete_old(snapshot))
         except BaseException as error:
             self._error = error
 
@@ -75,13 +77,16 @@ class Checkpoints:
         digest, size = manifest.write(self._storage, prefix, directory, facts)
         self._complete = sorted({*self._complete, prefix}, key=step_of)
         self._on_saved(step, prefix, digest, size)
-        self._delete_oldest()
 
-    def _delete_oldest(self) -> None:
-        keep = self._spec.tunesmith.checkpoints.keep
-        oldest, self._complete = self._complete[:-keep], self._complete[-keep:]
-        for prefix in oldest:
+    def _delete_old(self, snapshot: Snapshot) -> None:
+        """Only after a newer one is complete, and each one's manifest first: whatever happens meanwhile, good ones remain."""
+        rules = self._spec.tunesmith.checkpoints
+        scores = {row.step: row.valid_loss for row in snapshot.history if row.valid_loss is not None}
+        losses = {step_of(prefix): scores.get(step_of(prefix)) for prefix in self._complete}
+        kept = kept_steps(losses, rules.keep, keep_best=rules.keep_best)
+        for prefix in [prefix for prefix in self._complete if step_of(prefix) not in kept]:
             manifest.remove(self._storage, prefix)
+            self._complete.remove(prefix)
 
 
 def patiently(action: Callable[[], T]) -> T:

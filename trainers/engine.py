@@ -7,6 +7,7 @@ with the step's sums, so a step costs one collective however many parameters and
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,10 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainers.data import Batch
+from trainers.failure import is_out_of_memory
 from trainers.method import Method, Scores
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+log = logging.getLogger(__name__)
 
 
 class Scored(Protocol):
@@ -63,6 +66,8 @@ class StepResult:
     finite: bool
     signal: int
     """The largest signal that any rank gave."""
+    out_of_memory: bool = False
+    """A rank had no memory for its share: nothing was updated, and the same step may be tried again in smaller pieces."""
 
 
 class Engine(Protocol):
@@ -73,6 +78,10 @@ class Engine(Protocol):
 
     def step(self, batches: Iterable[Batch], method: Method, *, weight: float, learning_rate: float, signal: int) -> StepResult:
         """One optimizer step on this rank's micro-batches of a global batch whose weights sum to `weight`."""
+        ...
+
+    def probe(self, batches: Iterable[Batch], method: Method) -> bool:
+        """Whether every rank has memory for the gradients of its micro-batches; nothing is updated."""
         ...
 
     def evaluate(self, batches: Iterable[Batch], method: Method) -> Sums:
@@ -99,28 +108,50 @@ class TorchEngine:
 
     def step(self, batches: Iterable[Batch], method: Method, *, weight: float, learning_rate: float, signal: int) -> StepResult:
         """See Engine."""
-        self._flat.zero_()
-        sums = torch.zeros(_SUMS, dtype=torch.float64)
-        for batch in batches:
-            scores = self._model.score(batch)
-            loss = method.loss(scores)
-            (loss / weight).backward()
-            sums += _count(batch, scores, loss)
-        totals, signal = self._reduce(sums, signal)
+        sums = self._gradients(batches, method, weight)
+        # A rank that ran out of memory comes to the collective as well: the others wait for it there, and learn of it there.
+        totals, signal = self._reduce(_zeros() if sums is None else sums, OUT_OF_MEMORY if sums is None else signal)
+        if signal == OUT_OF_MEMORY:
+            return StepResult(totals, 0.0, True, 0, out_of_memory=True)
         norm = float(torch.linalg.vector_norm(self._flat))
         finite = norm < float("inf")  # False for NaN too
         if finite:
             self._update(learning_rate, norm)
         return StepResult(totals, norm, finite, signal)
 
+    def probe(self, batches: Iterable[Batch], method: Method) -> bool:
+        """See Engine."""
+        fits = self._gradients(batches, method, 1.0) is not None
+        return self._reduce(_zeros(), 0 if fits else OUT_OF_MEMORY)[1] != OUT_OF_MEMORY
+
     def evaluate(self, batches: Iterable[Batch], method: Method) -> Sums:
         """See Engine."""
-        sums = torch.zeros(_SUMS, dtype=torch.float64)
+        sums = _zeros()
         with torch.no_grad():
             for batch in batches:
                 scores = self._model.score(batch)
                 sums += _count(batch, scores, method.loss(scores))
         return Sums(*self._all_reduced(sums).tolist())
+
+    def _gradients(self, batches: Iterable[Batch], method: Method, weight: float) -> Tensor | None:
+        """This rank's gradients into the buffer, and its sums; None when memory ran out on the way."""
+        self._flat.zero_()
+        sums = _zeros()
+        try:
+            for batch in batches:
+                scores = self._model.score(batch)
+                loss = method.loss(scores)
+                (loss / weight).backward()
+                sums += _count(batch, scores, loss)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("rank %d: %s", self.rank, error)
+        else:
+            return sums
+        if self._flat.is_cuda:  # after the handler, which holds the frames and so the tensors of what failed
+            torch.cuda.empty_cache()
+        return None
 
     def _update(self, learning_rate: float, norm: float) -> None:
         if norm > self._max_grad_norm:
@@ -148,6 +179,12 @@ class TorchEngine:
 
 
 _SUMS = 5
+OUT_OF_MEMORY = 1000
+"""A signal of the engine's own, above all that it is given."""
+
+
+def _zeros() -> Tensor:
+    return torch.zeros(_SUMS, dtype=torch.float64)
 
 
 def adamw(parameters: Sequence[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:

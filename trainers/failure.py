@@ -19,12 +19,49 @@ Cause = Literal["data", "config", "resource", "infrastructure", "service"]
 TRACEBACK_LINES = 40
 
 
+HINTS = {
+    "artifact_invalid": "Ask the service's operator for the run's log.",
+    "base_model_damaged": "Have the base model pulled again.",
+    "cache_not_ours": "Set TUNESMITH_CACHE_DIR on the nodes to a directory of the workers' user.",
+    "checkpoint_unreadable": "Create the job again; if that fails too, ask the service's operator.",
+    "dataset_unreadable": "Create the job again, so that its data is prepared anew.",
+    "diverged": "Lower learning_rate or learning_rate_multiplier.",
+    "gateway_unreachable": "The workers must reach TUNESMITH_REPORT_ADDRESS.",
+    "object_missing": "Nothing but the service may delete below its storage prefix.",
+    "out_of_memory": "Lower batch_size or max_length, or use workers with more memory.",
+    "preempted": "Use nodes that stay longer, or checkpoints.every_seconds below the time that they stay.",
+    "run_stuck": "Look at the node that is named: its network, its devices, its disk.",
+    "storage_auth": "Check the credentials and the policy of the workers' nodes.",
+    "storage_full": "Free space or raise the quota; the last complete checkpoint is kept.",
+    "storage_unavailable": "Check the object store and the way to it from the workers' nodes.",
+    "tls_unusable": "Check the file that TUNESMITH_TLS_… names on the node.",
+    "trainer_error": "Report it to the service's operator with the run's log.",
+    "worker_lost": "Look at the node that is named: was its process killed for memory, did it restart?",
+}
+"""What to do about each code; docs/errors.md says more."""
+
+
 class TrainingFailed(Exception):
-    """The run ends without a result. `message` says cause and next step; pickles, for it crosses Ray."""
+    """The run ends without a result. `message` says what happened; pickles with its place, for it crosses Ray."""
+
+    rank: int | None = None
+    """The worker whose fault it is, None when that is whoever raised it."""
+    node: str = ""
 
     def __init__(self, code: str, message: str, cause: Cause = "service") -> None:
         super().__init__(code, message, cause)
         self.code, self.message, self.cause = code, message, cause
+
+    @property
+    def hint(self) -> str:
+        """What to do."""
+        return HINTS.get(self.code, "")
+
+    def at(self, rank: int, node: str) -> TrainingFailed:
+        """This failure, of that rank; a place that it has already stays."""
+        if self.rank is None:
+            self.rank, self.node = rank, node
+        return self
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
@@ -71,16 +108,19 @@ _WRAPPED = ("_base_exc", "controller_failure", "cause")
 """Where Ray's exceptions keep the one that they carry from another process."""
 _NO_MEMORY = re.compile(r"can't allocate memory|low on memory|not enough memory|out of memory|bad_alloc|DefaultCPUAllocator", re.I)
 _PEER_GONE = re.compile(r"gloo|nccl|connection closed by peer|connection reset by peer|Connection refused|broken pipe|process group", re.I)
+_ADDRESS = re.compile(r"\bip: ([0-9a-fA-F.:]+)")
+"""Where Ray says which node a dead actor was on."""
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had no memory left."""
     by_name = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and bool(_NO_MEMORY.search(str(error)))
     return isinstance(error, MemoryError) or by_name or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def _out_of_memory(error: BaseException) -> TrainingFailed:
-    message = f"a worker ran out of memory ({_words(error)}). Lower batch_size or max_length, or use workers with more memory."
+    message = f"a worker ran out of memory ({_words(error)})"
     return TrainingFailed("out_of_memory", message, "resource")
 
 
@@ -93,12 +133,12 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _full(error: BaseException) -> TrainingFailed:
-    message = f"no space left ({_words(error)}). Free space or raise the quota; the last complete checkpoint is kept."
+    message = f"no space left ({_words(error)}); the last complete checkpoint is kept"
     return TrainingFailed("storage_full", message, "resource")
 
 
 def _denied(error: BaseException) -> TrainingFailed:
-    message = f"object storage refuses access ({_words(error)}). Check the credentials and the policy of the workers' nodes."
+    message = f"object storage refuses access ({_words(error)})"
     return TrainingFailed("storage_auth", message, "config")
 
 
@@ -110,7 +150,8 @@ def _unavailable(error: BaseException) -> TrainingFailed:
     return TrainingFailed("storage_unavailable", f"object storage did not answer ({_words(error)})", "infrastructure")
 
 
-def _is_peer_gone(error: BaseException) -> bool:
+def is_peer_gone(error: BaseException) -> bool:
+    """Whether a collective broke off, which is mostly another rank's fault."""
     return type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and bool(_PEER_GONE.search(str(error))))
 
 
@@ -128,7 +169,10 @@ _CARRIERS = {"RayTaskError", "UserCodeException", "UserExceptionWithTraceback", 
 
 
 def _lost(error: BaseException) -> TrainingFailed:
-    return TrainingFailed("worker_lost", f"a worker died ({_words(error)})", "infrastructure")
+    failed = TrainingFailed("worker_lost", f"a worker died ({_words(error)})", "infrastructure")
+    if found := _ADDRESS.search(str(error)):
+        failed.node = found[1]
+    return failed
 
 
 def _of(kind: type[BaseException]) -> Callable[[BaseException], bool]:
@@ -136,12 +180,12 @@ def _of(kind: type[BaseException]) -> Callable[[BaseException], bool]:
 
 
 _TABLE: tuple[tuple[Callable[[BaseException], bool], Callable[[BaseException], TrainingFailed]], ...] = (
-    (_is_out_of_memory, _out_of_memory),
+    (is_out_of_memory, _out_of_memory),
     (_is_full, _full),
     (_of(StorageDenied), _denied),
     (_of(NoSuchObject), _missing),
     (_of(StorageUnavailable), _unavailable),
     (_of(ConnectionError), _unavailable),
     (_is_lost, _lost),
-    (_is_peer_gone, _peer_gone),
+    (is_peer_gone, _peer_gone),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -18,11 +18,13 @@ from trainers.checkpoint import Checkpoints
 from trainers.data import Batch, Indices, Sampler, TokenisedDataset, collate, micro_batches
 from trainers.engine import Engine, StepResult, Sums
 from trainers.failure import Stopped, TrainingFailed
+from trainers.leaving import DIRECTIVES, Leaving, Wish
 from trainers.method import Method
-from trainers.report import Reporter
+from trainers.report import Reporter, last_word
 from trainers.schedule import learning_rate
 from trainers.spec import RunSpec
 from trainers.state import MetricsRow, TrainingState, seed_step
+from trainers.watch import Watch
 
 PACE = 0.1
 """Weight of the newest step in the running mean of the speed."""
@@ -54,30 +56,37 @@ class LoopParts:
     reporter: Reporter
     checkpoints: Checkpoints | None
     """None on ranks other than 0."""
+    leaving: Leaving
+    watch: Watch
 
 
 def train(parts: LoopParts) -> None:
     """Carry `parts.state` on from its step to the last; every checkpoint is written when this returns.
 
-    Raises Stopped when the gateway asks to leave (after a checkpoint on rank 0 alone, which must be the last to go),
-    TrainingFailed when the loss is no longer a number.
+    Raises Stopped when the run is to leave (after a checkpoint on rank 0 alone, which must be the last to go),
+    TrainingFailed when the loss is no longer a number, or memory does not suffice for single rows.
     """
-    spec, state, engine, reporter = parts.spec, parts.state, parts.engine, parts.reporter
+    spec, state, engine, reporter, watch = parts.spec, parts.state, parts.engine, parts.reporter, parts.watch
     cursor, lengths = state.cursor, parts.training.lengths
     sampler = Sampler(lengths, spec.resolved.batch_size, spec.seed, spec.resolved.n_epochs)
-    pace = Pace()
+    pace, saved_at = Pace(), monotonic()
     parts.model.train()
     while cursor.step < sampler.steps and not cursor.stopped_early:
         reporter.stage = "training"
-        began = perf_counter()
+        began, doing = perf_counter(), f"step {cursor.step + 1}"
+        watch.mark(doing, "step")
         rows = sampler.batch(cursor.step)
         seed_step(spec.seed, cursor.step, engine.rank)
         rate = learning_rate(cursor.step, sampler.steps, spec.resolved.learning_rate, spec.tunesmith.training)
         mine = micro_batches(rows, lengths, engine.rank, engine.world_size, cursor.micro_batch)
         batches = (collate(parts.training, piece) for piece in mine)
         weight = float(parts.training.trained[rows].sum(dtype=np.float64))
-        result = engine.step(batches, parts.method, weight=weight, learning_rate=rate, signal=reporter.directive())
+        arriving, wish = watch.arriving(batches, doing, "step"), _wish(parts, monotonic() - saved_at)
+        result = engine.step(arriving, parts.method, weight=weight, learning_rate=rate, signal=wish)
 
+        if result.out_of_memory:
+            halve_micro_batch(parts, doing, len(rows))
+            continue
         if not result.finite:
             raise _diverged(cursor.step + 1, result)
         cursor.step += 1
@@ -86,19 +95,61 @@ def train(parts: LoopParts) -> None:
         state.history.append(MetricsRow(cursor.step, result.sums.mean_loss, result.sums.accuracy))
         pace.stepped(perf_counter() - began, result.sums.tokens)
         reporter.tell(pb.RunReport(step=_step_done(parts, result, rate, pace, sampler.steps)))
-        if result.signal == pb.DIRECTIVE_STOP:
+        if result.signal == Wish.LEAVE:
             raise Stopped("the gateway asked the run to stop")
 
-        leaving = result.signal == pb.DIRECTIVE_CHECKPOINT_AND_STOP
+        leaving = result.signal in (Wish.SAVE_AND_LEAVE, Wish.YIELD)
         last = cursor.step == sampler.steps
         if parts.validation is not None and (last or cursor.step % spec.tunesmith.evaluation.every_steps == 0):
             pace.evaluated(_evaluate(parts, parts.validation))
-        due = cursor.step % spec.tunesmith.checkpoints.every_steps == 0 or result.signal == pb.DIRECTIVE_CHECKPOINT
-        if parts.checkpoints is not None and (last or due or leaving or cursor.stopped_early):
-            parts.checkpoints.save(state.snapshot())
+        due = cursor.step % spec.tunesmith.checkpoints.every_steps == 0 or result.signal == Wish.SAVE
+        if last or due or leaving or cursor.stopped_early:
+            watch.mark(f"saving the checkpoint of {doing}")
+            saved_at = monotonic()
+            if parts.checkpoints is not None:
+                parts.checkpoints.save(state.snapshot())
         if leaving:
-            return _leave(parts)
+            return _leave(parts, Wish(result.signal))
     return _finish_saving(parts)
+
+
+def probe(parts: LoopParts) -> None:
+    """Make the micro-batch one that the longest rows fit in, before the first step rather than somewhere on the way.
+
+    Every rank takes the same rows. Raises TrainingFailed when not even one of them fits.
+    """
+    longest_first: Indices = np.argsort(-parts.training.lengths, kind="stable")
+    fits = False
+    while not fits:
+        parts.watch.mark("the longest batch")
+        size = parts.state.cursor.micro_batch
+        batch = collate(parts.training, longest_first[:size])
+        fits = parts.engine.probe(parts.watch.arriving([batch], "the longest batch", "other"), parts.method)
+        if not fits:
+            halve_micro_batch(parts, "the longest batch", size * parts.engine.world_size)
+
+
+def halve_micro_batch(parts: LoopParts, doing: str, rows: int) -> None:
+    """Go on with half of it; the global batch and the order of rows stay. Raises TrainingFailed when single rows were too large.
+
+    `rows` of all ranks were tried: a micro-batch that is larger than a rank's share was no larger than that share.
+    """
+    cursor = parts.state.cursor
+    tried = min(cursor.micro_batch, -(-rows // parts.engine.world_size))
+    if tried == 1:
+        raise TrainingFailed("out_of_memory", f"memory does not suffice for {doing}, even with a micro-batch of 1 row", "resource")
+    cursor.micro_batch = tried // 2
+    whole = parts.spec.resolved.batch_size
+    message = f"Out of memory at {doing}: micro-batch halved from {tried} to {cursor.micro_batch}, the global batch stays {whole}"
+    parts.reporter.tell(pb.RunReport(notice=pb.Notice(level="warn", message=message)))
+
+
+def _wish(parts: LoopParts, since_saved: float) -> Wish:
+    """What this rank wants at the end of the step. Checkpoints by time are rank 0's wish, for clocks differ."""
+    told = DIRECTIVES.get(parts.reporter.directive(), Wish.GO_ON)
+    every = parts.spec.tunesmith.checkpoints.every_seconds
+    due = Wish.SAVE if every is not None and parts.checkpoints is not None and since_saved >= every else Wish.GO_ON
+    return max(told, due, Wish.YIELD if parts.leaving.why() else Wish.GO_ON)
 
 
 @dataclass(slots=True)
@@ -134,7 +185,10 @@ def _evaluate(parts: LoopParts, validation: TokenisedDataset) -> float:
     began, cursor = perf_counter(), parts.state.cursor
     parts.reporter.stage = "evaluating"
     parts.model.eval()
-    sums = parts.engine.evaluate(_batches(validation, parts.engine, cursor.micro_batch), parts.method)
+    doing = f"the evaluation after step {cursor.step}"
+    parts.watch.mark(doing, "evaluation")
+    batches = _batches(validation, parts.engine, cursor.micro_batch)
+    sums = parts.engine.evaluate(parts.watch.arriving(batches, doing, "evaluation"), parts.method)
     parts.model.train()
     row = parts.state.history[-1]
     parts.state.history[-1] = MetricsRow(row.step, row.train_loss, row.train_accuracy, sums.mean_loss, sums.accuracy)
@@ -168,12 +222,17 @@ def _finish_saving(parts: LoopParts) -> None:
         parts.checkpoints.wait()
 
 
-def _leave(parts: LoopParts) -> None:
+def _leave(parts: LoopParts, wish: Wish) -> None:
     """Other ranks return without a word: an error of theirs would end the run while rank 0 still writes and tells."""
     _finish_saving(parts)
-    if parts.checkpoints is not None:
-        parts.reporter.deliver()
-        raise Stopped("the gateway asked the run to stop after a checkpoint")
+    if parts.checkpoints is None:
+        return
+    words = "the gateway asked the run to stop after a checkpoint"
+    if wish is Wish.YIELD:
+        words = f"a node of the run goes away ({parts.leaving.why() or 'told to another rank'})"
+        parts.reporter.tell(last_word(TrainingFailed("preempted", words, "infrastructure")))
+    parts.reporter.deliver()
+    raise Stopped(words)
 
 
 def _step_done(parts: LoopParts, result: StepResult, rate: float, pace: Pace, steps: int) -> pb.StepDone:
@@ -196,6 +255,6 @@ def _step_done(parts: LoopParts, result: StepResult, rate: float, pace: Pace, st
 def _diverged(step: int, result: StepResult) -> TrainingFailed:
     message = (
         f"training diverged at step {step}: the loss is {result.sums.mean_loss:g}, the gradient norm {result.grad_norm:g}. "
-        "Lower learning_rate or learning_rate_multiplier; nothing of this run is published."
+        "Nothing of this run is published."
     )
     return TrainingFailed("diverged", message, "config")

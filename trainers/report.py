@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -71,6 +72,13 @@ class Reporter(Protocol):
     def deliver(self) -> None:
         """Wait until the gateway has everything. Raises Stopped when this run is over."""
         ...
+
+
+def last_word(failed: TrainingFailed, *, rank: int = 0, trace: str = "", redact: Callable[[str], str] = str) -> pb.RunReport:
+    """What the gateway is told of a failure; `rank` raised it, unless the failure knows better."""
+    place = rank if failed.rank is None else failed.rank
+    words = {"code": failed.code, "cause": failed.cause, "hint": failed.hint, "node": failed.node}
+    return pb.RunReport(failed=pb.Failed(**words, message=redact(failed.message), rank=place, traceback=redact(trace)))
 
 
 class Silent:

@@ -5,8 +5,12 @@ Called by `worker` on Ray, and by the benchmarks without it. Puts the other modu
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,17 +22,23 @@ from trainers.base_model import fetch_base
 from trainers.checkpoint import ADAPTER_CONFIG, Checkpoints, patiently
 from trainers.data import DatasetUnreadable, TokenisedDataset, fetch_dataset
 from trainers.engine import TorchEngine, adamw
-from trainers.failure import TrainingFailed
-from trainers.loop import LoopParts, train
+from trainers.failure import Stopped, TrainingFailed, classify, is_peer_gone
+from trainers.leaving import Leaving
+from trainers.loop import LoopParts, probe, train
 from trainers.manifest import ManifestBroken
 from trainers.model import TrainingModel
 from trainers.model_files import measure
 from trainers.publish import Published, final_metrics, publish
-from trainers.report import Reporter
+from trainers.report import Reporter, last_word
 from trainers.spec import DatasetRef, RunSpec
 from trainers.state import Snapshot, TrainingState
 from trainers.storage import Storage
 from trainers.verify import expectation, fingerprints, verify
+from trainers.watch import Watch
+
+EXIT_STUCK = 75
+"""Status of a rank 0 that ends itself because the run hangs."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ class Place:
     device: torch.device
     cache: Path
     """Directory on the node for copies of base models and datasets."""
+    leaving: Leaving = field(default_factory=Leaving)
 
 
 def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -> None:
@@ -69,7 +80,12 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     _tell_started(spec, reporter, place, model, state)
     saves = Checkpoints(storage, spec, config, _on_saved(reporter), resumed) if place.rank == 0 else None
     method = registry.get(spec.method)
-    train(LoopParts(spec, method, model, state, engine, training, validation, reporter, saves))
+    with _watched(reporter, place) as watch:
+        parts = LoopParts(spec, method, model, state, engine, training, validation, reporter, saves, place.leaving, watch)
+        # Elsewhere the longest batch costs a step for nothing: a processor's memory ends in a kill, which nobody can catch.
+        if place.device.type != "cpu" and state.cursor.step == 0:
+            probe(parts)
+        train(parts)
     if place.rank != 0:
         return
     snapshot = state.snapshot()
@@ -80,6 +96,43 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     verify(storage, published, base_dir, expected)
     reporter.tell(_finished(snapshot, published))
     reporter.deliver()
+
+
+@contextmanager
+def _watched(reporter: Reporter, place: Place) -> Generator[Watch]:
+    """Training under watch. Of peers that are gone the failure names the first, where rank 0 can tell."""
+
+    def stuck(failed: TrainingFailed) -> None:
+        log.error("%s", failed)
+        reporter.tell(last_word(failed))
+        with suppress(Stopped, TrainingFailed):
+            reporter.deliver()
+        os._exit(EXIT_STUCK)  # the main thread hangs where no exception reaches it
+
+    watch = Watch(place.rank, place.world_size, _StoreExchange() if place.world_size > 1 else None, stuck)
+    try:
+        yield watch
+    except Exception as error:
+        gone = watch.silent() if place.rank == 0 and place.world_size > 1 and is_peer_gone(error) else ()
+        if gone:
+            raise watch.lost(gone, classify(error).message) from error
+        raise
+    finally:
+        watch.close()
+
+
+class _StoreExchange:
+    """Beats through the store by which the ranks found each other: it needs no collective. A connection of its own, for calls block."""
+
+    def __init__(self) -> None:
+        shared = dist.distributed_c10d._get_default_store()
+        self._store = dist.PrefixStore("tunesmith/beats", shared.clone())
+
+    def put(self, rank: int, text: str) -> None:
+        self._store.set(str(rank), text)
+
+    def get(self, rank: int) -> str | None:
+        return self._store.get(str(rank)).decode() if self._store.check([str(rank)]) else None
 
 
 def _base_name(spec: RunSpec, storage: Storage) -> str:

@@ -68,7 +68,13 @@ class CheckpointSpec(Frozen):
     every_steps: int = Field(
         default=20, ge=1, le=1_000_000, description="Optimizer steps between two checkpoints; the last step always has one."
     )
+    every_seconds: int | None = Field(
+        default=None, ge=1, le=604_800, description="Longest time between two checkpoints, besides every_steps; off unless given."
+    )
     keep: int = Field(default=3, ge=1, le=100, description="Newest complete checkpoints that are kept.")
+    keep_best: bool = Field(
+        default=True, description="Keep the checkpoint of the lowest validation loss too, where the validation file was scored."
+    )
 
 
 class EarlyStopping(Frozen):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,12 +17,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protos.tunesmith.v1 import runs_pb2 as pb
 from trainers.capture import FORMAT, captured, speak
 from trainers.failure import Stopped, TrainingFailed, chain_of, classify, traceback_tail
 from trainers.integrations import with_integrations
+from trainers.leaving import Leaving
 from trainers.redact import redactor
-from trainers.report import GatewayReporter, Reporter, Silent, acknowledged
+from trainers.report import GatewayReporter, Reporter, Silent, acknowledged, last_word
 from trainers.run_log import DRIVER, rank_writer
 from trainers.spec import ResourceSpec, RunSpec
 from trainers.storage import open_storage
@@ -137,7 +138,9 @@ def train_rank(config: dict[str, Any]) -> None:
     if threads:
         torch.set_num_threads(threads)
     storage = open_storage(spec.storage_url)
-    place = Place(context.get_world_rank(), context.get_world_size(), get_device(), node_cache())
+    leaving = Leaving(node_drained)
+    leaving.listen()
+    place = Place(context.get_world_rank(), context.get_world_size(), get_device(), node_cache(), leaving)
     token = storage.get(f"{spec.run_prefix}/token").decode() if place.rank == 0 else ""
     with ExitStack() as stack:
         stack.enter_context(captured(storage, spec, rank_writer(place.rank), [token]))
@@ -146,19 +149,28 @@ def train_rank(config: dict[str, Any]) -> None:
         reporter: Reporter = Silent()
         if place.rank == 0:
             reporter = with_integrations(spec, _gateway(spec, token, stack), stack)
-        _logged(lambda: execute(spec, storage, reporter, place))
+        _logged(lambda: execute(spec, storage, reporter, place), place.rank)
 
 
-def _logged(work: Callable[[], None]) -> None:
-    """Do it, and leave its end in this worker's own log, where its owner can read it."""
+def node_drained() -> str:
+    """Why Ray is about to take a node of the run away; empty while it is not."""
+    # Not ray.train.get_preemption_info, which all ranks meet in: once a step that costs, and the loop's own signal does it.
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    return "" if info is None else f"Ray drains the node of rank {', '.join(map(str, info.preempted_ranks))}"
+
+
+def _logged(work: Callable[[], None], rank: int) -> None:
+    """Do it, and leave its end in this worker's own log, where its owner can read it. A failure learns its place here."""
     try:
         work()
     except Stopped as stopped:
         log.info("left before the end: %s", stopped)
         raise
-    except Exception:
+    except Exception as error:
         log.exception("the worker failed")
-        raise
+        raise classify(error).at(rank, platform.node()) from error
     log.info("done")
 
 
@@ -186,12 +198,11 @@ def _ended(spec: RunSpec, token: str, error: BaseException) -> int:
     rank, failed = _telling(errors)
     log.error("rank %d: %s", rank, failed)
     redact = redactor(secrets=[token])
-    told, trace = redact(failed.message), redact(traceback_tail(errors[rank]))
-    body = pb.Failed(code=failed.code, message=told, cause=failed.cause, rank=rank, traceback=trace)
+    word = last_word(failed, rank=rank, trace=traceback_tail(errors[rank]), redact=redact)
     with suppress(Stopped, TrainingFailed):
         last = acknowledged(spec.report_address, token, spec.job_id, spec.epoch)
         reporter = GatewayReporter(spec.report_address, token, spec.job_id, spec.epoch, last_seq=last)
-        reporter.tell(pb.RunReport(failed=body))
+        reporter.tell(word)
         reporter.deliver()
         reporter.close()
     return EXIT_FAILED

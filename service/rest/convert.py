@@ -8,7 +8,7 @@ from typing import Any
 
 from service.estimate import Estimate
 from service.job_request import job_spec as job_spec
-from service.jobs import Attempt, Event, Job, JobSpec, JobStatus
+from service.jobs import Attempt, Event, Job, JobError, JobSpec, JobStatus
 from service.records import Artifact, Checkpoint, File, Model, Page, Permission, Upload, UploadPart
 from service.rest import wire
 from service.rest.values import ends, seconds
@@ -80,8 +80,14 @@ def tunesmith_object(job: Job) -> wire.TunesmithJob:
         resources=spec.resources,
         priority=spec.priority,
         resolved=job.resolved,
-        error=wire.JobFailure(cause=job.error.cause, details=finite(job.error.details)) if job.error else None,
+        error=_failure(job.error) if job.error else None,
     )
+
+
+def _failure(error: JobError) -> wire.JobFailure:
+    values: dict[str, Any] = {name: getattr(error, name) for name in wire.JobFailure.model_fields}
+    values["details"] = finite(error.details)
+    return wire.JobFailure(**values)
 
 
 def _attempt(attempt: Attempt) -> wire.JobAttempt:

@@ -46,7 +46,7 @@ class ProgressStatements:
 
     async def _attempts(self, job_ids: Collection[str], log_tails: bool) -> dict[str, list[Attempt]]:
         c = t.runs.c
-        words = [c.outcome[name].as_string().label(name) for name in ("kind", "code", "message", "cause")]
+        words = [c.outcome[name].as_string().label(name) for name in ("kind", "code", "message", "cause", "node", "hint")]
         columns = [
             c.job_id,
             c.epoch,
@@ -55,7 +55,7 @@ class ProgressStatements:
             c.resumed_step,
             c.last_step,
             *words,
-            c.outcome["rank"].as_integer().label("rank"),
+            *(c.outcome[name].as_integer().label(name) for name in ("rank", "last_good_step")),
         ]
         columns += [c.outcome["log_tail"].label("log_tail")] if log_tails else []
         found: dict[str, list[Attempt]] = {}
@@ -115,6 +115,6 @@ def _attempt(row: sa.RowMapping) -> Attempt:
         resumed_step=row["resumed_step"],
         last_step=row["last_step"],
         outcome=outcome,
-        **{name: row[name] for name in ("code", "message", "cause", "rank")},
+        **{name: row[name] for name in ("code", "message", "cause", "rank", "node", "hint", "last_good_step")},
         log_tail=tuple(row.get("log_tail") or ()),
     )

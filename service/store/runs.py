@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.records import Checkpoint, Page
 from service.store import tables as t
 from service.store.paging import page
+from trainers.retention import kept_steps
+from trainers.spec import CheckpointSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +61,16 @@ class RunStatements:
         await self.connection.execute(sa.update(t.runs).where(t.runs.c.job_id == job_id, t.runs.c.epoch == epoch).values(**values))
 
     async def put_checkpoint(
-        self, job_id: str, epoch: int, step: int, prefix: str, model_name: str, metrics: dict[str, float], *, keep: int
+        self, job_id: str, epoch: int, step: int, prefix: str, model_name: str, metrics: dict[str, float], *, rules: CheckpointSpec
     ) -> None:
-        """A complete checkpoint; a newer run's takes the place of an older one's at the same step. The `keep` newest stay listed."""
+        """A complete checkpoint; a newer run's takes the place of an older one's at the same step. Those that the run keeps stay listed."""
         c = t.checkpoints.c
         await self.connection.execute(sa.delete(t.checkpoints).where(c.job_id == job_id, c.step == step))
         values = {"job_id": job_id, "epoch": epoch, "step": step, "prefix": prefix, "model_name": model_name, "metrics": metrics}
         await self.connection.execute(sa.insert(t.checkpoints).values(**values, id=f"ftckpt_{secrets.token_hex(12)}", created_at=self.time))
-        kept = sa.select(c.step).where(c.job_id == job_id).order_by(c.step.desc()).limit(keep)
-        await self.connection.execute(sa.delete(t.checkpoints).where(c.job_id == job_id, c.step.not_in(kept.scalar_subquery())))
+        losses = {known.step: known.metrics.get("valid_loss") for known in await self.checkpoints(job_id)}
+        kept = kept_steps(losses, rules.keep, keep_best=rules.keep_best)
+        await self.connection.execute(sa.delete(t.checkpoints).where(c.job_id == job_id, c.step.not_in(kept)))
 
     async def name_last_checkpoint(self, job_id: str, model_name: str) -> None:
         """The newest checkpoint is the tuned model itself, wherever training stopped."""

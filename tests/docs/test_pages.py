@@ -12,6 +12,7 @@ import pytest
 
 from service.cli import NOUNS
 from service.errors import ErrorCode
+from trainers.failure import HINTS
 from trainers.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,26 @@ def test_every_type_of_the_audit_log_has_its_place() -> None:
     page = (ROOT / "docs" / "tenancy.md").read_text(encoding="utf-8")
     assert {"api_key.rotated", "job.paused", "webhook.updated"} <= audited()
     assert sorted(type for type in audited() if f"`{type}`" not in page) == []
+
+
+def runs_codes() -> dict[str, set[str]]:
+    """Every code that the trainer gives a run's end, with the causes it gives with it."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "trainers").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "TrainingFailed":
+                words = [argument.value if isinstance(argument, ast.Constant) else "" for argument in node.args]
+                found.setdefault(words[0], set()).add(words[2] if len(words) > 2 else "service")
+    return found
+
+
+def test_every_end_of_a_run_has_a_hint_and_a_row_with_its_cause() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").partition("## Of a job")[2].partition("\n## ")[0]
+    firsts = [row.split("|")[1:3] for row in page.splitlines() if row.startswith("| `")]
+    rows = {code: cause.strip() for cell, cause in firsts for code in re.findall("`([a-z_]+)`", cell)}
+    assert {"diverged", "run_stuck", "preempted", "worker_lost"} <= runs_codes().keys()
+    assert {code: {rows.get(code)} for code in runs_codes()} == runs_codes()
+    assert set(HINTS) - {"base_model_damaged"} == set(runs_codes()) - {"base_model_damaged"}
 
 
 def test_every_method_has_its_place() -> None:

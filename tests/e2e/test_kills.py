@@ -82,7 +82,7 @@ def up_again(stack: Stack) -> bool:
 
 
 @pytest.mark.parametrize("victims", [gateway, ray_head, trainer, everything])
-def test_a_killed_part_costs_nothing(stack: Stack, undisturbed: str, victims: Callable[[Stack, str], list[int]]) -> None:
+def test_11_a_killed_part_costs_nothing(stack: Stack, undisturbed: str, victims: Callable[[Stack, str], list[int]]) -> None:
     client = stack.client()
     job_id = post(client)
     at_step(client, job_id, 60)

@@ -55,7 +55,7 @@ def storage(proxy: FaultProxy, s3_url: str) -> S3Storage:
     return S3Storage(BUCKET, s3_url.rpartition("/")[2], patience=SHORT)
 
 
-def test_a_lost_answer_to_a_first_write_is_no_conflict(storage: S3Storage, proxy: FaultProxy) -> None:
+def test_31_a_lost_answer_to_a_first_write_is_no_conflict(storage: S3Storage, proxy: FaultProxy) -> None:
     proxy.harm("PUT", answer_lost)
     storage.put("manifest.json", b"ours", if_absent=True)
     assert proxy.seen == ["PUT", "PUT", "GET"]

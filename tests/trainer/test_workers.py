@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ import json, os, sys, torch, torch.distributed as dist
 from pathlib import Path
 from tests.small_run import Recorder
 from trainers.failure import Stopped
+from trainers.model import TrainingModel
 from trainers.run import Place, execute
 from trainers.spec import RunSpec
 from trainers.storage import open_storage
@@ -30,6 +32,16 @@ dist.init_process_group("gloo")
 spec = RunSpec.model_validate_json(os.environ["SPEC"])
 recorder = Recorder({int(at): what for at, what in json.loads(os.environ["STOP_AT"]).items()} if dist.get_rank() == 0 else None)
 place = Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), Path(os.environ["CACHE"]))
+scarce, score = int(os.environ.get("OUT_OF_MEMORY_ON", "-1")), TrainingModel.score
+
+
+def starving(self, batch):
+    if dist.get_rank() == scarce and torch.is_grad_enabled() and len(batch.input_ids) > 2:
+        raise MemoryError
+    return score(self, batch)
+
+
+TrainingModel.score = starving
 stopped = [False] * place.world_size
 left = False
 try:
@@ -42,6 +54,7 @@ if place.rank == 0:
     told = {"losses": [s.train_loss for s in recorder.of("step")], "valid": [e.valid_loss for e in recorder.of("evaluated")]}
     told |= {"tokens": [s.tokens for s in recorder.of("step")], "resumed": recorder.of("started")[0].resumed_step}
     told["stopped"] = stopped
+    told["notices"] = [n.message for n in recorder.of("notice")]
     Path(os.environ["ANSWER"]).write_text(json.dumps(told))
 """
 
@@ -51,14 +64,19 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return small_run(tmp_path_factory.mktemp("workers"))
 
 
-def execute_on_two(small: SmallRun, spec: RunSpec, stop_at: dict[int, int] | None = None) -> dict[str, list[float]]:
-    """Run the spec on two processes; what rank 0 told."""
+def execute_on_two(small: SmallRun, spec: RunSpec, stop_at: dict[int, int] | None = None, **more: str) -> dict[str, Any]:
+    """Run the spec on two processes; what rank 0 told. `more` goes to their environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answer = small.directory / "answer.json"
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "SPEC": spec.model_dump_json()}
-    env |= {"STOP_AT": json.dumps(stop_at or {}), "CACHE": str(small.directory / "cache"), "ANSWER": str(answer), "OMP_NUM_THREADS": "1"}
+    env |= {
+        "STOP_AT": json.dumps(stop_at or {}),
+        "CACHE": str(small.directory / "cache"),
+        "ANSWER": str(answer),
+        "OMP_NUM_THREADS": "1",
+    } | more
     root = str(Path(__file__).parents[2])
     ranks = [subprocess.Popen([sys.executable, "-c", RANK], env=env | {"RANK": str(rank), "PYTHONPATH": root}) for rank in range(2)]
     assert [rank.wait(200) for rank in ranks] == [0, 0]
@@ -71,6 +89,16 @@ def test_two_workers_see_the_losses_of_one(small: SmallRun) -> None:
     two = execute_on_two(small, small.spec(job="ftjob-two", **changes, resources={"workers": 2}))
     assert two["losses"] == pytest.approx([s.train_loss for s in one.of("step")], rel=1e-4)
     assert two["valid"] == pytest.approx([e.valid_loss for e in one.of("evaluated")], rel=1e-4)
+    assert two["tokens"] == [s.tokens for s in one.of("step")]
+
+
+def test_one_rank_out_of_memory_is_all_ranks_matter(small: SmallRun) -> None:
+    """Row 34: rank 1 alone finds no memory; both halve the micro-batch in the same step, and the numbers stay those of one worker."""
+    changes = {"adapter": {"dropout": 0.0}}
+    one: Recorder = small.execute(small.spec(job="ftjob-roomy", **changes))
+    two = execute_on_two(small, small.spec(job="ftjob-scarce", **changes, resources={"workers": 2}), OUT_OF_MEMORY_ON="1")
+    assert two["notices"] == ["Out of memory at step 1: micro-batch halved from 4 to 2, the global batch stays 8"]
+    assert two["losses"] == pytest.approx([s.train_loss for s in one.of("step")], rel=1e-4)
     assert two["tokens"] == [s.tokens for s in one.of("step")]
 
 

@@ -226,7 +226,9 @@ async def test_a_run_that_dies_every_time_is_given_up(world: World, scheduler: S
         world.runtime.ends(f"{job_id}-{epoch}", RunState.FAILED, "segmentation fault")
     failed = await world.until_is(job_id, JobStatus.FAILED)
     assert failed.error is not None
-    assert (failed.error.code, failed.error.cause, failed.epoch) == ("worker_lost", "infrastructure", 3)
+    assert (failed.error.code, failed.error.cause, failed.epoch) == ("quarantined", "infrastructure", 3)
+    assert (failed.error.details["code"], failed.error.last_good_step) == ("worker_lost", 0)
+    assert "segmentation fault" in failed.error.message
     assert failed.error.details["log_tail"] == ["the last line"]
 
 

@@ -19,7 +19,7 @@ from service.jobs import ON_RAY, Job, JobSpec, JobStatus, MethodSpec, Notice, ad
 from service.records import File
 from service.store import Stale, Store
 from service.store.tables import metadata
-from trainers.spec import BaseModelRef, TunesmithSpec
+from trainers.spec import BaseModelRef, CheckpointSpec, TunesmithSpec
 
 PROJECT = "proj_1"
 TTL = timedelta(seconds=30)
@@ -224,7 +224,7 @@ async def test_checkpoints_keep_the_newest_and_the_newest_run_owns_a_step(store:
     await insert(store, new_job(1))
     async with store.begin() as tx:
         for epoch, step in ((1, 20), (1, 40), (2, 40), (2, 60), (2, 80)):
-            await tx.put_checkpoint("ftjob-1", epoch, step, f"runs/{epoch}/{step}", "name", {"train_loss": 1.0}, keep=3)
+            await tx.put_checkpoint("ftjob-1", epoch, step, f"runs/{epoch}/{step}", "name", {"train_loss": 1.0}, rules=CheckpointSpec())
         kept = await tx.checkpoints("ftjob-1")
     assert [(c.epoch, c.step) for c in kept] == [(2, 80), (2, 60), (2, 40)]
 
@@ -236,7 +236,7 @@ async def test_a_model_is_found_by_its_project_and_by_those_it_is_shared_with(st
         await tx.insert_project("proj_3", "org-else", "third")
         assert await tx.projects_of("org-1", ["proj_2", "proj_3", "proj_4"]) == {"proj_2"}
         for step in (1, 2):
-            await tx.put_checkpoint("ftjob-1", 1, step, f"runs/{step}", f"ft:m:ckpt-step-{step}", {}, keep=3)
+            await tx.put_checkpoint("ftjob-1", 1, step, f"runs/{step}", f"ft:m:ckpt-step-{step}", {}, rules=CheckpointSpec())
         for name in ("ft:m:ckpt-step-1", "ft:m:ckpt-step-2"):
             (made,) = await tx.put_permissions(name, ["proj_2"])
             assert await tx.put_permissions(name, ["proj_2"]) == [made]

@@ -135,18 +135,22 @@ class Finished(_message.Message):
     def __init__(self, last_step: _Optional[int] = ..., manifest_sha256: _Optional[str] = ..., trained_tokens: _Optional[int] = ..., final_train_loss: _Optional[float] = ..., final_valid_loss: _Optional[float] = ..., final_valid_mean_token_accuracy: _Optional[float] = ..., stopped_early: _Optional[bool] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("code", "message", "cause", "rank", "traceback")
+    __slots__ = ("code", "message", "cause", "rank", "traceback", "node", "hint")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     TRACEBACK_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
     cause: str
     rank: int
     traceback: str
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., cause: _Optional[str] = ..., rank: _Optional[int] = ..., traceback: _Optional[str] = ...) -> None: ...
+    node: str
+    hint: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., cause: _Optional[str] = ..., rank: _Optional[int] = ..., traceback: _Optional[str] = ..., node: _Optional[str] = ..., hint: _Optional[str] = ...) -> None: ...
 
 class Notice(_message.Message):
     __slots__ = ("level", "message")

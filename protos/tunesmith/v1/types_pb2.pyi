@@ -210,12 +210,16 @@ class TrainingSpec(_message.Message):
     def __init__(self, learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[Schedule, str]] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., overlong: _Optional[_Union[Overlong, str]] = ...) -> None: ...
 
 class CheckpointSpec(_message.Message):
-    __slots__ = ("every_steps", "keep")
+    __slots__ = ("every_steps", "keep", "every_seconds", "keep_best")
     EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    EVERY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_BEST_FIELD_NUMBER: _ClassVar[int]
     every_steps: int
     keep: int
-    def __init__(self, every_steps: _Optional[int] = ..., keep: _Optional[int] = ...) -> None: ...
+    every_seconds: int
+    keep_best: bool
+    def __init__(self, every_steps: _Optional[int] = ..., keep: _Optional[int] = ..., every_seconds: _Optional[int] = ..., keep_best: _Optional[bool] = ...) -> None: ...
 
 class EarlyStopping(_message.Message):
     __slots__ = ("patience", "min_delta")
@@ -397,21 +401,29 @@ class Resolved(_message.Message):
     def __init__(self, n_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate_multiplier: _Optional[float] = ..., learning_rate: _Optional[float] = ..., engine: _Optional[_Union[Engine, str]] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class JobError(_message.Message):
-    __slots__ = ("code", "message", "param", "cause", "details")
+    __slots__ = ("code", "message", "param", "cause", "details", "hint", "rank", "node", "last_good_step")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PARAM_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    LAST_GOOD_STEP_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
     param: str
     cause: ErrorCause
     details: _struct_pb2.Struct
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ..., cause: _Optional[_Union[ErrorCause, str]] = ..., details: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    hint: str
+    rank: int
+    node: str
+    last_good_step: int
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ..., cause: _Optional[_Union[ErrorCause, str]] = ..., details: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., hint: _Optional[str] = ..., rank: _Optional[int] = ..., node: _Optional[str] = ..., last_good_step: _Optional[int] = ...) -> None: ...
 
 class Attempt(_message.Message):
-    __slots__ = ("epoch", "start_time", "end_time", "resumed_step", "last_step", "outcome", "code", "message", "cause", "rank", "log_tail")
+    __slots__ = ("epoch", "start_time", "end_time", "resumed_step", "last_step", "outcome", "code", "message", "cause", "rank", "log_tail", "node", "hint", "last_good_step")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     END_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -423,6 +435,9 @@ class Attempt(_message.Message):
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     LOG_TAIL_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    LAST_GOOD_STEP_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     start_time: _timestamp_pb2.Timestamp
     end_time: _timestamp_pb2.Timestamp
@@ -434,7 +449,10 @@ class Attempt(_message.Message):
     cause: ErrorCause
     rank: int
     log_tail: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, epoch: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resumed_step: _Optional[int] = ..., last_step: _Optional[int] = ..., outcome: _Optional[_Union[AttemptOutcome, str]] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., cause: _Optional[_Union[ErrorCause, str]] = ..., rank: _Optional[int] = ..., log_tail: _Optional[_Iterable[str]] = ...) -> None: ...
+    node: str
+    hint: str
+    last_good_step: int
+    def __init__(self, epoch: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resumed_step: _Optional[int] = ..., last_step: _Optional[int] = ..., outcome: _Optional[_Union[AttemptOutcome, str]] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., cause: _Optional[_Union[ErrorCause, str]] = ..., rank: _Optional[int] = ..., log_tail: _Optional[_Iterable[str]] = ..., node: _Optional[str] = ..., hint: _Optional[str] = ..., last_good_step: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("id", "status", "reason", "spec", "resolved", "progress", "organization_id", "epoch", "infra_failures", "create_time", "queue_time", "start_time", "finish_time", "estimated_finish_time", "tuned_model", "result_files", "trained_tokens", "error", "attempts", "queue_position")

@@ -43,6 +43,10 @@ class JobFailure(Answer):
 
     cause: str = Field(description="Whose fault it is: data, config, resource, infrastructure or service.")
     details: dict[str, Any] = Field(description="For a data fault `report`: every faulty line with field, rule and hint.")
+    hint: str = Field(description="What to do, where the code alone says it.")
+    rank: int | None = Field(description="The worker that failed; null where no single one did.")
+    node: str = Field(description="The machine it ran on; empty where nobody knows.")
+    last_good_step: int | None = Field(description="Step of the last complete checkpoint, 0 for none; null before the first run.")
 
 
 class JobAttempt(Answer):
@@ -60,6 +64,9 @@ class JobAttempt(Answer):
     code: str | None
     message: str | None
     rank: int | None = Field(description="The worker that failed.")
+    node: str | None = Field(description="The machine of that worker, where it is known.")
+    hint: str | None = Field(description="What to do.")
+    last_good_step: int | None = Field(description="Step of the last complete checkpoint, when it ended without a result.")
     log_tail: list[str] = Field(description="Its last log lines when it ended without a result; in the answer about one job only.")
 
 
