@@ -50,7 +50,7 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
     from trainers.model import TrainingModel
     from trainers.report import Silent
     from trainers.spec import AdapterSpec, TrainingSpec
-    from trainers.state import TrainingState
+    from trainers.state import PlainHolder, TrainingState
     from trainers.tokenised import DatasetWriter, TokenisedDataset
 
     torch.set_num_threads(order["threads"])
@@ -61,10 +61,11 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
     adapter = AdapterSpec(r=order["r"], alpha=order["alpha"])
     model = TrainingModel.load(Path(order["model"]), adapter, seed=order["seed"], device=torch.device("cpu"))
     training = TrainingSpec(learning_rate=order["learning_rate"], schedule="linear", warmup_ratio=0.0)
-    state = TrainingState(model, adamw(model.trainable_parameters(), training.weight_decay))
+    optimizer = adamw(model.trainable_parameters(), training.weight_decay)
+    state = TrainingState(PlainHolder(model, optimizer))
     state.cursor.micro_batch = order["batch_size"]
     grad_norm = training.max_grad_norm
-    engine = TorchEngine(model, model.trainable_parameters(), state.optimizer, max_grad_norm=grad_norm, rank=0, world_size=1)
+    engine = TorchEngine(model, model.trainable_parameters(), optimizer, max_grad_norm=grad_norm, rank=0, world_size=1)
     spec = _run_spec(order, adapter, training)
     parts = LoopParts(spec, registry.get("supervised"), model, state, engine, TokenisedDataset.open(encoded), None, Silent(), None)
     began, cpu = time.perf_counter(), time.process_time()

@@ -14,7 +14,10 @@ from functools import lru_cache
 import numpy as np
 
 from service.estimate import Range
+from service.runtime import Capacity
 from service.settings import Settings
+from trainers.plan import host_memory_bytes, worker_memory
+from trainers.spec import ResourceSpec
 
 GPUS: dict[str, tuple[float, float]] = {
     "A10G": (70, 22),
@@ -56,6 +59,20 @@ def processor(settings: Settings) -> Device:
     rate = core_flops()
     here = "" if settings.ray_address is None else ", taking the cluster's cores to be like the gateway's (or set cpu_gflops)"
     return Device(_reached(rate, CPU_USE), None, f"{rate / 1e9:.0f} GFLOP/s a core, measured on the gateway's machine{here}")
+
+
+def node_memory(settings: Settings, capacity: Capacity | None) -> int | None:
+    """Bytes of the node that has the least; None when the cluster can't be asked."""
+    if settings.ray_address is None:
+        return host_memory_bytes()
+    return capacity.memory_bytes if capacity else None
+
+
+def worker_bytes(settings: Settings, resources: ResourceSpec, capacity: Capacity | None) -> int | None:
+    """What the device of one worker has for it; None where it is not known."""
+    if resources.gpus_per_worker:
+        return gpu(settings, capacity.gpu_types if capacity else ()).memory_bytes
+    return worker_memory(node_memory(settings, capacity), resources)
 
 
 def gpu(settings: Settings, types: tuple[str, ...]) -> Device:

@@ -1,7 +1,7 @@
 """How long a run takes: floating-point operations over the rate that earlier runs or the device reach. Pure.
 
 The operations of a token (docs/estimate.md has the sources): for a LoRA the forward pass and the backward pass through
-the frozen weights, 4 for each weight, 6 for each of the adapter's; the head only where a label is; and attention's own.
+the frozen weights, 4 for each weight, 6 for each that is trained; the head only where a label is; and attention's own.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def token_flops(sizes: Sizes, adapter: AdapterSpec, data: DatasetRef) -> float:
     body = sizes.parameters - sizes.head - sizes.looked_up
     head = sizes.head * data.trained_tokens / data.tokens
     attention = 6 * shape.layers * shape.queries * data.tokens / data.rows
+    if adapter.type == "full":
+        return 6 * (body + head) + attention
     return 4 * (body + head) + 6 * sizes.adapter(adapter.target_modules, adapter.r) + attention
 
 

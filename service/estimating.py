@@ -18,7 +18,7 @@ from service.runtime import Capacity
 from service.settings import Settings
 from service.store.speeds import MeasuredRun
 from trainers.model_files import Sizes
-from trainers.plan import Load
+from trainers.plan import Choice, Load, choose_engine, worker_memory
 from trainers.spec import DatasetRef, Resolved, ResourceSpec
 
 
@@ -41,10 +41,12 @@ class Known:
 
 def estimate(spec: JobSpec, training: DatasetRef, validation: DatasetRef | None, known: Known, settings: Settings) -> Estimate:
     """What the job would take on these datasets."""
-    resolved, resources = resolve(spec, training), spec.tunesmith.resources
+    resources = spec.tunesmith.resources
     asked = gang(resources, known.capacity) if known.capacity else None
     longest = max(training.longest, validation.longest if validation else 0)
-    plan = _plan(spec, resolved, longest, known, asked)
+    choice = choose_engine(known.sizes, spec.tunesmith, longest=longest, memory_bytes=worker_memory(_memory(known, resources), resources))
+    resolved = resolve(spec, training, choice.engine)
+    plan = _plan(spec, resolved, longest, known, asked, choice)
     time = _time(spec, resolved, training, validation, known, asked) if asked else None
     return Estimate(
         ok=True,
@@ -60,14 +62,17 @@ def estimate(spec: JobSpec, training: DatasetRef, validation: DatasetRef | None,
     )
 
 
-def _plan(spec: JobSpec, resolved: Resolved, longest: int, known: Known, asked: Gang | None) -> PlanEstimate:
+def _memory(known: Known, resources: ResourceSpec) -> int | None:
+    return known.device.memory_bytes if resources.gpus_per_worker else known.node_memory
+
+
+def _plan(spec: JobSpec, resolved: Resolved, longest: int, known: Known, asked: Gang | None, choice: Choice) -> PlanEstimate:
     resources = spec.tunesmith.resources
     on_cpu = resources.gpus_per_worker == 0
-    load = Load.of(known.sizes, spec.tunesmith.adapter, on_cpu=on_cpu)
+    load = Load.of(known.sizes, spec.tunesmith, resolved.engine, on_cpu=on_cpu)
     rows = -(-resolved.batch_size // resources.workers)
-    memory = known.node_memory if on_cpu else known.device.memory_bytes
-    # As the worker itself does: the share of a node is counted for all workers, wherever they are.
-    share = memory if memory is None or not on_cpu else memory // resources.workers
+    memory = _memory(known, resources)
+    share = worker_memory(memory, resources)
     chosen = None if share is None else load.micro_batch(longest=longest, rows=rows, memory_bytes=share)
     need = load.memory(chosen or 1, longest)
     return PlanEstimate(
@@ -79,7 +84,7 @@ def _plan(spec: JobSpec, resolved: Resolved, longest: int, known: Known, asked: 
         micro_batch=chosen,
         micro_batches=None if chosen is None else -(-rows // chosen),
         memory=MemoryEstimate(**asdict(need), total=need.total, available=_available(memory, resources, known.capacity)),
-        reasons=tuple(_reasons(resources, rows, chosen)),
+        reasons=tuple(_reasons(load, choice, rows, chosen)),
     )
 
 
@@ -90,14 +95,22 @@ def _available(memory: int | None, resources: ResourceSpec, capacity: Capacity |
     return memory // -(-resources.workers // max(1, capacity.nodes if capacity else 1))
 
 
-def _reasons(resources: ResourceSpec, rows: int, micro_batch: int | None) -> list[str]:
-    engine = "one worker holds the whole base model, so a step is plain torch"
-    if resources.workers > 1:
-        engine = f"each of the {resources.workers} workers holds the whole base model, and their gradients are summed (DDP)"
-    device = "no GPU is asked for: it trains on the processor, in float32"
-    if resources.gpus_per_worker:
-        device = "on a GPU the base model is bfloat16 and the adapter float32"
-    told = [engine, device]
+def _device_reason(load: Load) -> str:
+    if load.on_cpu:
+        return "no GPU is asked for: it trains on the processor, in float32"
+    if load.engine != "torch":
+        return "on a GPU it computes in bfloat16, with float32 masters of what is trained"
+    if load.adapters.full:
+        return "on a GPU plain torch trains a whole model in float32"
+    return "on a GPU the base model is bfloat16 and the adapter float32"
+
+
+def _reasons(load: Load, choice: Choice, rows: int, micro_batch: int | None) -> list[str]:
+    told = [choice.why, _device_reason(load)]
+    if load.checkpointing:
+        told.append("only each layer's input is kept for the backward pass, and the rest is computed again")
+    if load.offloaded:
+        told.append("optimizer state lies in the host's memory, which is not counted here")
     if micro_batch is not None and micro_batch < rows:
         told.append(f"{rows} rows of a step are too many at once for a worker: they go through {micro_batch} at a time")
     return told
@@ -115,7 +128,7 @@ def _placement(plan: PlanEstimate, known: Known, asked: Gang | None) -> Placemen
         return Placement(fits=None, starts_now=None, reason=waits or "it is not known how much memory a worker has")
     if memory.total > memory.available:
         need = f"a worker needs about {memory.total / 2**30:.1f} GiB and has {memory.available / 2**30:.1f} GiB"
-        hint = "lower max_length or the adapter's rank, use fewer workers on a node, or a smaller base model"
+        hint = "lower max_length or the adapter's rank, set activation_checkpointing, use fewer workers on a node, or a smaller base model"
         return Placement(fits=False, starts_now=False, reason=f"{need}: {hint}")
     return Placement(fits=True, starts_now=not waits, reason=f"fits; {waits}" if waits else "fits")
 
@@ -127,7 +140,7 @@ def _time(
     adapter, every = spec.tunesmith.adapter, spec.tunesmith.evaluation.every_steps
     evaluations = -(-resolved.steps // every) if validation else 0
     scored = token_flops(known.sizes, adapter, validation) * validation.tokens * FORWARD_SHARE if validation else 0.0
-    load = Load.of(known.sizes, adapter, on_cpu=asked.gpus == 0)
+    load = Load.of(known.sizes, spec.tunesmith, resolved.engine, on_cpu=asked.gpus == 0)
     work = Work(
         flops=token_flops(known.sizes, adapter, training) * training.tokens * resolved.n_epochs,
         evaluation_flops=scored * evaluations,

@@ -115,7 +115,7 @@ async def start(parts: Parts, runtime: Runtime, stack: AsyncExitStack, stop: asy
     await stack.enter_async_context(_background(admission.run(), stop))
     grading = Grading.configured(settings)
     stack.push_async_callback(grading.close)
-    validation = Validation(store, storage, settings)
+    validation = Validation(store, storage, runtime, settings)
     watches = Watches(store, settings.max_streams, metrics)
     await stack.enter_async_context(_background(watches.run(stop), stop))
     app = App(store, storage, Catalogue.load(settings), runtime, reports, wake, admission, validation.files, grading, watches, settings)

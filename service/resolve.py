@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from service.jobs import JobSpec
-from trainers.spec import AUTO, DatasetRef, Resolved
+from trainers.spec import AUTO, DatasetRef, EngineName, Resolved
 
 
 def auto_epochs(rows: int) -> int:
@@ -18,8 +18,8 @@ def auto_batch_size(rows: int) -> int:
     return min(64, max(8, 2 ** round(math.log2(max(1.0, rows * 0.004)))), max(1, rows))
 
 
-def resolve(spec: JobSpec, dataset: DatasetRef) -> Resolved:
-    """What the job will be run with."""
+def resolve(spec: JobSpec, dataset: DatasetRef, engine: EngineName) -> Resolved:
+    """What the job will be run with; `engine` is what `trainers.plan.choose_engine` chose."""
     asked = spec.method.hyperparameters
     n_epochs = auto_epochs(dataset.rows) if asked.n_epochs == AUTO else asked.n_epochs
     batch_size = auto_batch_size(dataset.rows) if asked.batch_size == AUTO else asked.batch_size
@@ -29,6 +29,6 @@ def resolve(spec: JobSpec, dataset: DatasetRef) -> Resolved:
         batch_size=batch_size,
         learning_rate_multiplier=multiplier,
         learning_rate=spec.tunesmith.training.learning_rate * multiplier,
-        engine="torch",
+        engine=engine,
         steps=n_epochs * math.ceil(dataset.rows / batch_size),
     )

@@ -10,13 +10,17 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from service.data_report import DataReport, Param
+from service.devices import worker_bytes
 from service.file_checks import FileChecks, Question
 from service.jobs import Job, JobError, JobStatus, Notice, advance
 from service.resolve import resolve
+from service.runtime import Runtime, RuntimeUnavailable
 from service.settings import Settings
 from service.store import Store, StoreUnavailable
 from trainers import manifest
-from trainers.spec import DatasetRef
+from trainers.model_files import measure
+from trainers.plan import choose_engine, settled_engine
+from trainers.spec import DatasetRef, EngineName
 from trainers.storage import Storage, StorageDenied, StorageFull, StorageUnavailable
 
 
@@ -31,8 +35,8 @@ class FaultyFile(Exception):
 class Validation:
     """The data check of jobs."""
 
-    def __init__(self, store: Store, storage: Storage, settings: Settings) -> None:
-        self._store = store
+    def __init__(self, store: Store, storage: Storage, runtime: Runtime, settings: Settings) -> None:
+        self._store, self._runtime, self._settings = store, runtime, settings
         self.files = FileChecks(storage, settings)
         self._turns = asyncio.Semaphore(settings.job_checks)
 
@@ -47,6 +51,7 @@ class Validation:
             validation = None
             if job.spec.validation_file is not None:
                 validation, _ = await self._dataset(job, "validation_file", job.spec.validation_file)
+            engine = await self._engine(job, training, validation)
         except FaultyFile as faulty:
             return _failed(job, notices, _refusal(faulty.report))
         except manifest.ManifestBroken as error:
@@ -55,8 +60,23 @@ class Validation:
             return _failed(job, notices, JobError(code="storage_auth", message=f"object storage refuses access ({error})", cause="config"))
         except (StorageUnavailable, StorageFull) as error:
             raise StoreUnavailable(str(error)) from error
-        queued = advance(job, JobStatus.QUEUED, dataset=training, validation=validation, resolved=resolve(job.spec, training), reason="")
+        resolved = resolve(job.spec, training, engine)
+        queued = advance(job, JobStatus.QUEUED, dataset=training, validation=validation, resolved=resolved, reason="")
         return queued, [*notices, *_shortened(report), _validated(report)]
+
+    async def _engine(self, job: Job, training: DatasetRef, validation: DatasetRef | None) -> EngineName:
+        """By what the cluster's devices hold; one that can't be asked is taken to hold it."""
+        spec = job.spec.tunesmith
+        if settled := settled_engine(spec):
+            return settled.engine
+        try:
+            capacity = await self._runtime.capacity()
+        except RuntimeUnavailable:
+            capacity = None
+        sizes = await asyncio.to_thread(measure, await self.files.model_dir(job.base_model))
+        longest = max(training.longest, validation.longest if validation else 0)
+        memory = worker_bytes(self._settings, spec.resources, capacity)
+        return choose_engine(sizes, spec, longest=longest, memory_bytes=memory).engine
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None]:

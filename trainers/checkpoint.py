@@ -1,8 +1,8 @@
 """Checkpoints: written off the training thread with their manifest last, verified when read, the oldest deleted.
 
-A checkpoint is the adapter in PEFT's own format and, below `state/`, what else it takes to go on: AdamW's moments, the
-cursor and the metrics so far. Random numbers need no place in it, see state.seed_step. Called by the loop on rank 0 to
-save, by `worker` on every rank to resume.
+A checkpoint is the adapter in PEFT's own format (or the whole model in transformers') and, below `state/`, what else it
+takes to go on: AdamW's moments, the cursor and the metrics so far. Random numbers need no place in it, see
+state.seed_step. Called by the loop on rank 0 to save, by `run` on every rank to resume.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from trainers import manifest
+from trainers.forms import Form
 from trainers.manifest import Manifest, ManifestBroken
 from trainers.retention import kept_steps
 from trainers.spec import RunSpec
 from trainers.state import Cursor, Snapshot, read_metrics, write_metrics
 from trainers.storage import Storage, StorageUnavailable
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OPTIMIZER, CURSOR, METRICS = "state/optimizer.safetensors", "state/cursor.json", "state/metrics.csv"
 PATIENCE_SECONDS = 600.0
 """How long the object store may be away before the run gives up."""
@@ -40,9 +42,9 @@ OnSaved = Callable[[int, str, str, int], None]
 class Checkpoints:
     """Writes the checkpoints of one run, one at a time, in a thread of its own."""
 
-    def __init__(self, storage: Storage, spec: RunSpec, adapter_config: bytes, on_saved: OnSaved, kept: Sequence[str] = ()) -> None:
+    def __init__(self, storage: Storage, spec: RunSpec, form: Form, on_saved: OnSaved, kept: Sequence[str] = ()) -> None:
         """`kept`: prefixes of complete checkpoints of earlier runs, which count among those that are kept."""
-        self._storage, self._spec, self._config, self._on_saved = storage, spec, adapter_config, on_saved
+        self._storage, self._spec, self._form, self._on_saved = storage, spec, form, on_saved
         self._complete = sorted(kept, key=step_of)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -65,7 +67,7 @@ class Checkpoints:
     def _save(self, snapshot: Snapshot) -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="tunesmith-checkpoint-") as scratch:
-                write_snapshot(snapshot, self._config, Path(scratch))
+                write_snapshot(snapshot, self._form, Path(scratch))
                 patiently(lambda: self._store(snapshot.cursor.step, Path(scratch)))
             patiently(lambda: self._delete_old(snapshot))
         except BaseException as error:
@@ -102,36 +104,31 @@ def patiently(action: Callable[[], T]) -> T:
             pause = min(2 * pause, 30.0)
 
 
-def write_snapshot(snapshot: Snapshot, adapter_config: bytes, directory: Path) -> None:
-    """The files of a checkpoint; their bytes depend on the snapshot alone."""
+def write_snapshot(snapshot: Snapshot, form: Form, directory: Path) -> None:
+    """The files of a checkpoint; their bytes depend on the snapshot alone. Weights are float32 here, whatever is published."""
     (directory / "state").mkdir(parents=True)
-    write_adapter(snapshot, adapter_config, directory / "adapter")
+    form.write(snapshot.weights, directory / form.folder, torch.float32)
     save_file(snapshot.optimizer, directory / OPTIMIZER)
     (directory / CURSOR).write_text(json.dumps(asdict(snapshot.cursor), sort_keys=True))
     (directory / METRICS).write_bytes(write_metrics(snapshot.history))
 
 
-def write_adapter(snapshot: Snapshot, adapter_config: bytes, directory: Path) -> None:
-    """The adapter as plain PEFT loads it."""
-    directory.mkdir(parents=True)
-    save_file(snapshot.adapter, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    (directory / ADAPTER_CONFIG).write_bytes(adapter_config)
-
-
-def load(storage: Storage, prefix: str, spec: RunSpec) -> Snapshot:
+def load(storage: Storage, prefix: str, spec: RunSpec, form: Form) -> Snapshot:
     """The checkpoint below `prefix`. Raises ManifestBroken unless it is complete, undamaged and of this job."""
     found = manifest.read(storage, prefix)
     _require_same_job(found, prefix, spec)
     with tempfile.TemporaryDirectory(prefix="tunesmith-resume-") as scratch:
         manifest.fetch(storage, prefix, found.files, Path(scratch))
-        return _read(Path(scratch), prefix)
+        return _read(Path(scratch), prefix, form)
 
 
-def first_good(storage: Storage, prefixes: Iterable[str], spec: RunSpec, refused: Callable[[str], None]) -> tuple[str, Snapshot] | None:
+def first_good(
+    storage: Storage, prefixes: Iterable[str], spec: RunSpec, form: Form, refused: Callable[[str], None]
+) -> tuple[str, Snapshot] | None:
     """The first checkpoint that verifies, with its prefix; `refused` is told why each one before it did not."""
     for prefix in prefixes:
         try:
-            return prefix, load(storage, prefix, spec)
+            return prefix, load(storage, prefix, spec, form)
         except ManifestBroken as error:
             refused(str(error))
     return None
@@ -139,22 +136,26 @@ def first_good(storage: Storage, prefixes: Iterable[str], spec: RunSpec, refused
 
 def _require_same_job(found: Manifest, prefix: str, spec: RunSpec) -> None:
     """A checkpoint of other data or settings would be continued without a word, and wrongly."""
-    theirs = found.facts.get("spec")
-    if not isinstance(theirs, dict) or _lasting(theirs) != _lasting(spec.model_dump(mode="json")):
+    try:
+        # Read as a RunSpec: an older release wrote none of the settings that are new, and meant their defaults.
+        theirs = RunSpec.model_validate_json(json.dumps(found.facts.get("spec")))
+    except ValidationError as error:
+        raise ManifestBroken(f"{prefix} was made by another release, whose settings this one does not know") from error
+    if _lasting(theirs) != _lasting(spec):
         raise ManifestBroken(f"{prefix} was made by a run with other settings")
 
 
-def _lasting(spec: dict[str, Any]) -> dict[str, Any]:
-    """What no run of a job may change; where it runs and with how many workers may."""
-    passing = {"epoch", "resume_from", "report_address", "storage_url", "integrations"}
-    kept = {key: value for key, value in spec.items() if key not in passing}
-    return {**kept, "tunesmith": {key: value for key, value in spec.get("tunesmith", {}).items() if key not in ("resources", "priority")}}
+def _lasting(spec: RunSpec) -> dict[str, Any]:
+    """What no run of a job may change; where it runs, with how many workers and on which engine may."""
+    passing = {"epoch", "resume_from", "report_address", "storage_url", "integrations", "log_bytes"}
+    partly = {"resolved": {"engine"}, "tunesmith": {"resources", "priority"}}
+    return spec.model_dump(exclude={**dict.fromkeys(passing, True), **partly})
 
 
-def _read(directory: Path, prefix: str) -> Snapshot:
+def _read(directory: Path, prefix: str, form: Form) -> Snapshot:
     try:
         return Snapshot(
-            adapter=load_file(directory / "adapter" / ADAPTER_WEIGHTS),
+            weights=form.read(directory / form.folder),
             optimizer=load_file(directory / OPTIMIZER),
             cursor=Cursor(**json.loads((directory / CURSOR).read_text())),
             history=tuple(read_metrics((directory / METRICS).read_bytes())),

@@ -1,8 +1,9 @@
 """How a step runs on devices: gradients of a global batch, summed over micro-batches and ranks, then one AdamW step.
 
-Knows a model by what `loop` hands it, nothing of data order, checkpoints or reports. `TorchEngine` is plain torch with
-one worker and data-parallel with more: gradients live in one flat buffer, which is all-reduced once a step together
-with the step's sums, so a step costs one collective however many parameters and numbers there are.
+Knows a model by what `loop` hands it, nothing of data order, checkpoints or reports. `deepspeed_engine` has the engines
+that divide a step's state over the workers; all of them give the same curve. `TorchEngine` is plain torch with one worker
+and data-parallel with more: gradients live in one flat buffer, so a step costs one collective for them and one for its
+sums, however many parameters and numbers there are.
 """
 
 from __future__ import annotations
@@ -85,7 +86,15 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, batches: Iterable[Batch], method: Method) -> Sums:
-        """Score this rank's batches without training; the sums are over all ranks."""
+        """Score this rank's batches without training; the sums are over all ranks. Each rank brings equally many batches."""
+        ...
+
+    def score(self, batch: Batch) -> Scores:
+        """Log-probabilities of the labelled positions; every rank calls it."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; nothing is called after this."""
         ...
 
 
@@ -109,8 +118,10 @@ class TorchEngine:
     def step(self, batches: Iterable[Batch], method: Method, *, weight: float, learning_rate: float, signal: int) -> StepResult:
         """See Engine."""
         sums = self._gradients(batches, method, weight)
-        # A rank that ran out of memory comes to the collective as well: the others wait for it there, and learn of it there.
-        totals, signal = self._reduce(_zeros() if sums is None else sums, OUT_OF_MEMORY if sums is None else signal)
+        if self.world_size > 1:
+            dist.all_reduce(self._flat)
+        # A rank that ran out of memory comes to the collectives as well: the others wait for it there, and learn of it there.
+        totals, signal = self._reduced(sums, signal)
         if signal == OUT_OF_MEMORY:
             return StepResult(totals, 0.0, True, 0, out_of_memory=True)
         norm = float(torch.linalg.vector_norm(self._flat))
@@ -121,28 +132,29 @@ class TorchEngine:
 
     def probe(self, batches: Iterable[Batch], method: Method) -> bool:
         """See Engine."""
-        fits = self._gradients(batches, method, 1.0) is not None
-        return self._reduce(_zeros(), 0 if fits else OUT_OF_MEMORY)[1] != OUT_OF_MEMORY
+        return self._reduced(self._gradients(batches, method, 1.0), 0)[1] != OUT_OF_MEMORY
 
     def evaluate(self, batches: Iterable[Batch], method: Method) -> Sums:
         """See Engine."""
-        sums = _zeros()
-        with torch.no_grad():
-            for batch in batches:
-                scores = self._model.score(batch)
-                sums += _count(batch, scores, method.loss(scores))
-        return Sums(*self._all_reduced(sums).tolist())
+        return evaluate(self, batches, method, self._flat.device)
+
+    def score(self, batch: Batch) -> Scores:
+        """See Engine."""
+        return self._model.score(batch)
+
+    def close(self) -> None:
+        """See Engine."""
 
     def _gradients(self, batches: Iterable[Batch], method: Method, weight: float) -> Tensor | None:
         """This rank's gradients into the buffer, and its sums; None when memory ran out on the way."""
         self._flat.zero_()
-        sums = _zeros()
+        sums = no_sums()
         try:
             for batch in batches:
                 scores = self._model.score(batch)
                 loss = method.loss(scores)
                 (loss / weight).backward()
-                sums += _count(batch, scores, loss)
+                sums += count(batch, scores, loss)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -153,6 +165,12 @@ class TorchEngine:
             torch.cuda.empty_cache()
         return None
 
+    def _reduced(self, sums: Tensor | None, signal: int) -> tuple[Sums, int]:
+        """Over all ranks; None is said by a signal above all others."""
+        if sums is None:
+            sums, signal = no_sums(), OUT_OF_MEMORY
+        return reduce_sums(self, sums, signal, self._flat.device)
+
     def _update(self, learning_rate: float, norm: float) -> None:
         if norm > self._max_grad_norm:
             self._flat.mul_(self._max_grad_norm / (norm + 1e-6))
@@ -160,22 +178,27 @@ class TorchEngine:
             group["lr"] = learning_rate
         self._optimizer.step()
 
-    def _reduce(self, sums: Tensor, signal: int) -> tuple[Sums, int]:
-        """Sum gradients and numbers over the ranks; the signal travels as one flag for each rank and value."""
-        if self.world_size == 1:
-            return Sums(*sums.tolist()), signal
-        dist.all_reduce(self._flat)
-        numbers = torch.cat([sums, torch.zeros(self.world_size, dtype=sums.dtype)])
-        numbers[_SUMS + self.rank] = signal
-        numbers = self._all_reduced(numbers)
-        return Sums(*numbers[:_SUMS].tolist()), int(numbers[_SUMS:].max())
 
-    def _all_reduced(self, numbers: Tensor) -> Tensor:
-        if self.world_size == 1:
-            return numbers
-        on_device = numbers.to(self._flat.device)
-        dist.all_reduce(on_device)
-        return on_device.cpu()
+def reduce_sums(engine: Engine, sums: Tensor, signal: int, device: torch.device) -> tuple[Sums, int]:
+    """Numbers of all ranks in one collective on `device`; the signal travels as one flag for each rank, and the largest counts."""
+    if engine.world_size == 1:
+        return Sums(*sums.tolist()), signal
+    numbers = torch.cat([sums, torch.zeros(engine.world_size, dtype=sums.dtype)])
+    numbers[_SUMS + engine.rank] = signal
+    numbers = numbers.to(device)
+    dist.all_reduce(numbers)
+    told: list[float] = numbers.tolist()
+    return Sums(*told[:_SUMS]), int(max(told[_SUMS:]))
+
+
+@torch.no_grad()
+def evaluate(engine: Engine, batches: Iterable[Batch], method: Method, device: torch.device) -> Sums:
+    """What any engine's evaluation is."""
+    sums = no_sums()
+    for batch in batches:
+        scores = engine.score(batch)
+        sums += count(batch, scores, method.loss(scores))
+    return reduce_sums(engine, sums, 0, device)[0]
 
 
 _SUMS = 5
@@ -183,7 +206,8 @@ OUT_OF_MEMORY = 1000
 """A signal of the engine's own, above all that it is given."""
 
 
-def _zeros() -> Tensor:
+def no_sums() -> Tensor:
+    """What `count` is added to."""
     return torch.zeros(_SUMS, dtype=torch.float64)
 
 
@@ -202,7 +226,7 @@ def _flat_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:
     return flat
 
 
-def _count(batch: Batch, scores: Scores, loss: Tensor) -> Tensor:
+def count(batch: Batch, scores: Scores, loss: Tensor) -> Tensor:
     """[loss, weight, correct, labels, tokens] of a micro-batch, on the host."""
     return torch.tensor(
         [float(loss.detach()), batch.weight_sum, float(scores.correct.sum()), float(scores.correct.numel()), float(batch.tokens)],

@@ -26,6 +26,7 @@ HINTS = {
     "checkpoint_unreadable": "Create the job again; if that fails too, ask the service's operator.",
     "dataset_unreadable": "Create the job again, so that its data is prepared anew.",
     "diverged": "Lower learning_rate or learning_rate_multiplier.",
+    "gang_not_placed": "Look at who else is on the cluster; docs/scaling.md says what fits.",
     "gateway_unreachable": "The workers must reach TUNESMITH_REPORT_ADDRESS.",
     "object_missing": "Nothing but the service may delete below its storage prefix.",
     "out_of_memory": "Lower batch_size or max_length, or use workers with more memory.",

@@ -60,11 +60,12 @@ class LoopParts:
     watch: Watch
 
 
-def train(parts: LoopParts) -> None:
+def train(parts: LoopParts) -> bool:
     """Carry `parts.state` on from its step to the last; every checkpoint is written when this returns.
 
-    Raises Stopped when the run is to leave (after a checkpoint on rank 0 alone, which must be the last to go),
-    TrainingFailed when the loss is no longer a number, or memory does not suffice for single rows.
+    False when the run was left after a checkpoint, which only ranks other than 0 come to hear this way: rank 0, which must be
+    the last to go, raises Stopped. Raises Stopped when the gateway asks to stop at once, TrainingFailed when the loss is no
+    longer a number, or memory does not suffice for single rows.
     """
     spec, state, engine, reporter, watch = parts.spec, parts.state, parts.engine, parts.reporter, parts.watch
     cursor, lengths = state.cursor, parts.training.lengths
@@ -106,11 +107,14 @@ def train(parts: LoopParts) -> None:
         if last or due or leaving or cursor.stopped_early:
             watch.mark(f"saving the checkpoint of {doing}")
             saved_at = monotonic()
+            snapshot = state.snapshot()  # every rank takes part, for each may hold a part
             if parts.checkpoints is not None:
-                parts.checkpoints.save(state.snapshot())
+                parts.checkpoints.save(snapshot)
         if leaving:
-            return _leave(parts, Wish(result.signal))
-    return _finish_saving(parts)
+            _leave(parts, Wish(result.signal))
+            return False
+    _finish_saving(parts)
+    return True
 
 
 def probe(parts: LoopParts) -> None:
@@ -210,9 +214,10 @@ def _judge(parts: LoopParts, sums: Sums) -> None:
 
 
 def _batches(dataset: TokenisedDataset, engine: Engine, micro_batch: int) -> Iterator[Batch]:
-    """This rank's share of a dataset, rows of near-equal length together."""
+    """This rank's share of a dataset, rows of near-equal length together; empty pieces so that all ranks have equally many."""
     by_length: Indices = np.argsort(-dataset.lengths, kind="stable")
     pieces = [by_length[start : start + micro_batch] for start in range(0, len(by_length), micro_batch)]
+    pieces += [by_length[:0]] * (-len(pieces) % engine.world_size)
     return (collate(dataset, piece) for piece in pieces[engine.rank :: engine.world_size])
 
 

@@ -1,14 +1,16 @@
-"""A base model with an adapter on it, as the training loop sees it: load, score a batch, keep the adapter.
+"""A base model and what is trained of it, an adapter or all its weights, as the training loop sees it: load, score a batch.
 
-Chooses dtype and the form of the computation: a Llama-like decoder on a CPU runs over packed tokens (`decoder`),
-any other model through the library with its LoRA products fused, and a model whose output is more than a product
-with its head through full logits. Which one holds is found out by a probe, so a wrong guess costs speed, never
-truth. Knows nothing of optimizers, losses, jobs or storage. Called by the loop, by evaluation, and by `verify`.
+Chooses dtype and the form of the computation: a Llama-like decoder under a LoRA on a CPU runs over packed tokens
+(`decoder`), any other model through the library with its LoRA products fused, and a model whose output is more than a
+product with its head through full logits. Which one holds is found out by a probe, so a wrong guess costs speed, never
+truth. For an engine that divides weights (ZeRO-3) everything runs by modules, on whose forward passes it hangs its hooks.
+Knows nothing of optimizers, losses, jobs or storage. Called by the loop, by evaluation, and by `verify`.
 """
 
 from __future__ import annotations
 
 import json
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from trainers.data import Batch
 from trainers.decoder import PackedDecoder, Unlike, fuse_lora, in_place
 from trainers.head import token_logprobs
 from trainers.plan import transforms_logits
-from trainers.spec import AdapterSpec
+from trainers.spec import AdapterSpec, EngineName
 
 ADAPTER_NAME = "default"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -41,59 +43,86 @@ class Scores:
 
 
 class TrainingModel:
-    """A frozen base model and the adapter that is trained."""
+    """A base model and what is trained of it."""
 
-    def __init__(self, peft_model: PeftModel, device: torch.device, dtype: torch.dtype) -> None:
-        """For `load`, and for tests that bring a model of their own. Raises ValueError when the output head is trained."""
-        self.peft_model, self.device, self.dtype = peft_model, device, dtype
-        named = [(_stored_name(name), parameter) for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
-        self._adapter = dict(sorted(named))
-        self._base: Any = peft_model.get_base_model()
-        self._head = _frozen_head(self._base)
-        self._packed = _packed_decoder(self._base) if device.type == "cpu" else None
+    def __init__(self, network: Any, device: torch.device, dtype: torch.dtype, *, by_modules: bool = False, fused: bool = True) -> None:
+        """For `load`, and for tests that bring a model of their own: what of `network` requires gradients is trained.
+
+        `by_modules`: compute by the modules' own forward passes, the same on every rank also for a batch without labels.
+        `fused`: LoRA products in one piece, which reads weights of modules that are not called.
+        """
+        self.network, self.device, self.dtype = network, device, dtype
+        named = [(_stored_name(name), parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+        self._trained = dict(sorted(named))
+        self._base: Any = network.get_base_model() if isinstance(network, PeftModel) else network
+        self._head = _scoring_head(self._base)
+        self._by_modules = by_modules
+        self._packed = _packed_decoder(self._base) if device.type == "cpu" and not by_modules else None
         self._takes_hidden = True
-        fuse_lora(peft_model)
+        if fused:
+            fuse_lora(network)
         self._choose_form()
 
     @classmethod
-    def load(cls, directory: Path, adapter: AdapterSpec, *, seed: int, device: torch.device) -> TrainingModel:
-        """The model in `directory` with a new adapter that depends on `seed` alone.
+    def load(
+        cls,
+        directory: Path,
+        adapter: AdapterSpec,
+        *,
+        seed: int,
+        device: torch.device,
+        engine: EngineName = "torch",
+        activation_checkpointing: bool = False,
+    ) -> TrainingModel:
+        """The model in `directory` with a new adapter that depends on `seed` alone, or with all its weights trained.
 
-        float32 on a CPU; on a GPU the base is bfloat16 and the adapter float32. Only local safetensors are
-        read and no code of the model's is run. Raises OSError or ValueError when that makes no model, and
-        ValueError when `adapter` names no module of it.
+        float32 on a CPU; on a GPU the base is bfloat16 and the adapter float32. What ZeRO trains on a GPU is bfloat16, for
+        it keeps float32 masters; plain torch keeps none, so there a whole model is float32. For zero3 it stays in the
+        host's memory until the engine has divided it. Only local safetensors are read and no code of the model's is run.
+        Raises OSError or ValueError when that makes no model, and ValueError when `adapter` names no module of it.
         """
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        base = AutoModelForCausalLM.from_pretrained(
+        plain = engine == "torch"
+        dtype = torch.float32 if device.type == "cpu" or (plain and adapter.type == "full") else torch.bfloat16
+        network: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
-        base.config.use_cache = False
-        _refuse_head(base, adapter)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            peft_model = get_peft_model(base, lora_config(adapter), ADAPTER_NAME, autocast_adapter_dtype=device.type != "cpu")
-        return cls(peft_model.to(device), device, dtype)
+        network.config.use_cache = False
+        if activation_checkpointing:
+            network.activation_checkpointing_enable({"use_reentrant": False})
+        if adapter.type == "lora":
+            network = _with_lora(network, adapter, seed, in_float32=plain and device.type != "cpu")
+        whole = torch.device("cpu") if engine == "zero3" else device
+        by_modules = not plain or activation_checkpointing
+        return cls(network.to(whole), whole, dtype, by_modules=by_modules, fused=engine != "zero3" and not activation_checkpointing)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, under the names that it is stored by, always in the same order."""
+        return dict(self._trained)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The adapter's parameters, always in the same order."""
-        return list(self._adapter.values())
+        """What is trained, always in the same order."""
+        return list(self._trained.values())
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """The adapter's tensors, not copied, under the names that PEFT stores them by."""
-        return {name: parameter.detach() for name, parameter in self._adapter.items()}
+        """The trained tensors, not copied, under the names that PEFT stores an adapter's by, or transformers a model's."""
+        return {name: parameter.detach() for name, parameter in self._trained.items()}
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        """Put stored tensors in the adapter's place. Raises ValueError, with nothing changed, when they do not fit."""
-        if missing := self._adapter.keys() - state.keys():
+        """Put stored tensors in the place of the trained ones. Raises ValueError, with nothing changed, when they do not fit."""
+        self.require_fit(state)
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state[name])
+
+    def require_fit(self, state: dict[str, Tensor]) -> None:
+        """Raises ValueError unless these are the trained tensors' names and shapes; before the engine divides them."""
+        if missing := self._trained.keys() - state.keys():
             raise ValueError(f"the adapter's state lacks {len(missing)} tensors, such as {min(missing)}")
-        if unexpected := state.keys() - self._adapter.keys():
+        if unexpected := state.keys() - self._trained.keys():
             raise ValueError(f"the adapter's state has {len(unexpected)} tensors too many, such as {min(unexpected)}")
-        for name, parameter in self._adapter.items():
+        for name, parameter in self._trained.items():
             if state[name].shape != parameter.shape:
                 raise ValueError(f"{name} has shape {tuple(state[name].shape)}, {tuple(parameter.shape)} expected")
-        with torch.no_grad():
-            for name, parameter in self._adapter.items():
-                parameter.copy_(state[name])
 
     def save_adapter(self, directory: Path, *, base_model: str | None = None) -> None:
         """adapter_config.json and adapter_model.safetensors as PEFT reads them; `base_model` is what the config names as its base.
@@ -103,41 +132,42 @@ class TrainingModel:
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to("cpu").contiguous() for name, tensor in self.adapter_state().items()}
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = {key: _plain(value) for key, value in self.peft_model.peft_config[ADAPTER_NAME].to_dict().items()}
+        config = {key: _plain(value) for key, value in self.network.peft_config[ADAPTER_NAME].to_dict().items()}
         config |= {"base_model_name_or_path": base_model, "inference_mode": True}
         (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def train(self) -> None:
         """Dropout on."""
-        self.peft_model.train()
+        self.network.train()
 
     def eval(self) -> None:
         """Dropout off."""
-        self.peft_model.eval()
+        self.network.eval()
 
     def score(self, batch: Batch) -> Scores:
-        """Log-probabilities of the labels (positions of weight above 0), differentiable with respect to the adapter.
+        """Log-probabilities of the labels (positions of weight above 0), differentiable with respect to what is trained.
 
         A batch without labels gives empty scores whose backward pass gives every parameter a gradient of zeros.
         """
         rows, positions = (batch.weights > 0).nonzero(as_tuple=True)
         weights = batch.weights[rows, positions].to(self.device)
         labels = batch.input_ids[rows, positions].to(self.device)
-        if len(rows) == 0:
-            touched = torch.stack([parameter.sum() for parameter in self._adapter.values()]).sum() * 0.0
+        if len(rows) == 0 and not self._by_modules:
+            touched = torch.stack([parameter.sum() for parameter in self._trained.values()]).sum() * 0.0
             return Scores(touched.expand(1)[:0], weights, torch.empty(0, dtype=torch.bool, device=self.device))
         logp, correct = self._logprobs(batch, rows, positions - 1, labels)
         return Scores(logp, weights, correct)
 
     def _logprobs(self, batch: Batch, rows: Tensor, sources: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        rows, sources = rows.to(self.device), sources.to(self.device)
         if not self._takes_hidden:
             return _logprobs_from_logits(self._logits(batch)[rows, sources], labels)
-        if self._packed is not None and self._packed.takes(batch) and in_place(self.peft_model):
-            hidden = self._packed.hidden(batch, training=self.peft_model.training)
+        if self._packed is not None and self._packed.takes(batch) and in_place(self.network):
+            hidden = self._packed.hidden(batch, training=self.network.training)
         else:
             decoded = self._base.base_model(input_ids=batch.input_ids.to(self.device), use_cache=False)
-            hidden = decoded.last_hidden_state[rows.to(self.device), sources.to(self.device)]
-        return token_logprobs(hidden, self._head, labels)
+            hidden = decoded.last_hidden_state[rows, sources]
+        return self._head(hidden, labels)
 
     def _logits(self, batch: Batch) -> Tensor:
         return self._base(input_ids=batch.input_ids.to(self.device), use_cache=False).logits
@@ -145,7 +175,7 @@ class TrainingModel:
     @torch.no_grad()
     def _choose_form(self) -> None:
         """Keep the fastest form whose log-probabilities of a probe are those of the library's own logits."""
-        was_training, batch = self.peft_model.training, _probe(self._base.config.get_text_config().vocab_size)
+        was_training, batch = self.network.training, _probe(self._base.config.get_text_config().vocab_size)
         self.eval()
         rows, positions = (batch.weights > 0).nonzero(as_tuple=True)
         labels = batch.input_ids[rows, positions].to(self.device)
@@ -155,7 +185,7 @@ class TrainingModel:
             self._packed = None
             self._takes_hidden = self._agrees(expected, *where)
         self._takes_hidden &= not transforms_logits(self._base.config.to_dict())
-        self.peft_model.train(was_training)
+        self.network.train(was_training)
 
     def _agrees(self, expected: Tensor, batch: Batch, rows: Tensor, sources: Tensor, labels: Tensor) -> bool:
         logp, _ = self._logprobs(batch, rows, sources, labels)
@@ -168,11 +198,26 @@ def _refuse_head(base: Any, adapter: AdapterSpec) -> None:
         raise ValueError(f"the output head {head} can't be adapted; leave it out of target_modules")
 
 
-def _frozen_head(base: Any) -> Tensor:
+def _with_lora(base: Any, adapter: AdapterSpec, seed: int, *, in_float32: bool) -> PeftModel:
+    _refuse_head(base, adapter)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(base, lora_config(adapter), ADAPTER_NAME, autocast_adapter_dtype=in_float32)
+
+
+def _scoring_head(base: Any) -> nn.Module:
+    """The output head, which given labels as well says their log-probabilities: called as a module, so that hooks see it."""
     head = base.get_output_embeddings()
-    if type(head) is not nn.Linear or head.weight.requires_grad:
-        raise ValueError("the output head is not a plain frozen linear module")
-    return head.weight
+    if type(head) is not nn.Linear:
+        raise ValueError("the output head is not a plain linear module")
+    head.forward = types.MethodType(_score_or_project, head)
+    return head
+
+
+def _score_or_project(self: nn.Linear, hidden: Tensor, labels: Tensor | None = None) -> Any:
+    if labels is None:
+        return nn.Linear.forward(self, hidden)
+    return token_logprobs(hidden, self.weight, labels)
 
 
 def _packed_decoder(base: Any) -> PackedDecoder | None:

@@ -1,4 +1,4 @@
-"""How many rows one forward pass takes, and how much memory a worker needs for it. Pure arithmetic over sizes.
+"""Which engine a job runs on, how many rows one forward pass takes, and how much memory a worker needs. Pure arithmetic over sizes.
 
 Knows no torch, no job and no cluster. `run` calls it once a job for the micro-batch, which is kept in every checkpoint,
 since another split adds up in another order; the service calls the same functions for its estimate.
@@ -7,12 +7,12 @@ since another split adds up in another order; the service calls the same functio
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from trainers.model_files import Sizes
-from trainers.spec import AdapterSpec
+from trainers.spec import AUTO, EngineName, ResourceSpec, TunesmithSpec, ZeroSpec
 
 CPU_TOKENS = 2048
 """Tokens of one forward pass on a processor: beyond this matrix products get no faster, only memory grows."""
@@ -32,6 +32,8 @@ PACKED_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 """Linear modules of a decoder that `decoder` runs over packed tokens."""
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of a model whose logits are more than a product with the head: they exist in full then."""
+GATHERED_NUMBERS, BUCKET_NUMBERS = 1_000_000_000, 500_000_000
+"""Most numbers that ZeRO 3 holds whole at a time, and that a ZeRO engine reduces at a time: DeepSpeed's defaults."""
 _NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -60,8 +62,11 @@ class Shape:
     """Whether the logits of all tokens exist at once."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], modules: Iterable[str], *, on_cpu: bool) -> Shape:
-        """From config.json and the paths of linear modules; what it does not name is taken as the widest it could be."""
+    def of(cls, config: Mapping[str, Any], modules: Iterable[str], *, on_cpu: bool, by_modules: bool = False) -> Shape:
+        """From config.json and the paths of linear modules; what it does not name is taken as the widest it could be.
+
+        `by_modules`: the library computes, also where the packed form could.
+        """
         hidden, layers, heads = (int(_named(config, name) or 1) for name in ("hidden", "layers", "heads"))
         head_dim = config.get("head_dim") or hidden // heads
         kv_heads = config.get("num_key_value_heads") or heads
@@ -75,7 +80,7 @@ class Shape:
             layers=layers,
             vocabulary=int(config.get("vocab_size") or 0),
             bytes_per_number=4 if on_cpu else 2,
-            packed=on_cpu and llama_like,
+            packed=on_cpu and llama_like and not by_modules,
             full_logits=transforms_logits(config),
         )
 
@@ -110,8 +115,10 @@ class Adapters:
     """What of an adapter decides memory."""
 
     numbers: int
+    """That are trained: those of the adapter, or all of the model's."""
     r: int
     dropout: bool
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,36 +142,117 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Division:
+    """How many workers an engine divides each part of a worker's state over (Rajbhandari et al. 2020, fig. 1)."""
+
+    weights: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+
+    @classmethod
+    def of(cls, engine: EngineName, workers: int) -> Division:
+        """ZeRO 1 divides optimizer state, 2 gradients too, 3 weights too."""
+        stage = 0 if engine == "torch" else int(engine.removeprefix("zero"))
+        return cls(*(workers if stage >= least else 1 for least in (3, 2, 1)))
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """What one worker holds and computes: a whole base model with an adapter on it."""
+    """What one worker holds and computes: its part of a base model and of what is trained of it."""
 
     shape: Shape
     parameters: int
     """Numbers of the base model."""
     adapters: Adapters
     on_cpu: bool
+    engine: EngineName = "torch"
+    division: Division = Division()
+    checkpointing: bool = False
+    """Whether only each layer's input is kept for the backward pass."""
+    offloaded: bool = False
+    """Whether optimizer state lies in the host's memory."""
+    gathered: int = GATHERED_NUMBERS
+    bucket: int = BUCKET_NUMBERS
 
     @classmethod
-    def of(cls, sizes: Sizes, adapter: AdapterSpec, *, on_cpu: bool) -> Load:
-        """What `adapter` on a base model of these sizes comes to."""
-        adapters = Adapters(sizes.adapter(adapter.target_modules, adapter.r), adapter.r, adapter.dropout > 0)
-        return cls(Shape.of(sizes.config, sizes.linear, on_cpu=on_cpu), sizes.parameters, adapters, on_cpu)
+    def of(cls, sizes: Sizes, spec: TunesmithSpec, engine: EngineName, *, on_cpu: bool) -> Load:
+        """What a job on a base model of these sizes comes to on that engine."""
+        adapter, resources, full = spec.adapter, spec.resources, spec.adapter.type == "full"
+        numbers = sizes.parameters if full else sizes.adapter(adapter.target_modules, adapter.r)
+        adapters = Adapters(numbers, 0 if full else adapter.r, adapter.dropout > 0, full)
+        by_modules = full or engine != "torch" or spec.training.activation_checkpointing
+        shape = Shape.of(sizes.config, sizes.linear, on_cpu=on_cpu, by_modules=by_modules)
+        if full and engine == "torch":  # it keeps no masters beside what it computes with
+            shape = replace(shape, bytes_per_number=4)
+        given = resources.deepspeed.zero_optimization if resources.deepspeed and engine != "torch" else ZeroSpec()
+        return cls(
+            shape=shape,
+            parameters=sizes.parameters,
+            adapters=adapters,
+            on_cpu=on_cpu,
+            engine=engine,
+            division=Division.of(engine, resources.workers),
+            checkpointing=spec.training.activation_checkpointing,
+            offloaded=given.offload_optimizer is not None and not on_cpu,
+            gathered=given.stage3_max_live_parameters or GATHERED_NUMBERS,
+            bucket=given.reduce_bucket_size or BUCKET_NUMBERS,
+        )
 
     def memory(self, rows: int, longest: int) -> Memory:
-        """While it trains with micro-batches of `rows` rows of at most `longest` tokens. The adapter is float32 on every device."""
-        shape, tokens, adapter = self.shape, rows * longest, 4 * self.adapters.numbers
+        """While it trains with micro-batches of `rows` rows of at most `longest` tokens. AdamW's state is float32 on every device."""
+        tokens, divided = rows * longest, self.division
+        trained = 4 * self.adapters.numbers
         parts = {
             "process": PROCESS_BYTES[self.on_cpu],
-            "weights": self.parameters * shape.bytes_per_number,
-            "adapter": adapter,
-            "gradients": adapter,
-            "optimizer": 2 * adapter,
+            "weights": self._weight_bytes() // divided.weights + self._whole_layer_bytes(),
+            "adapter": 0 if self.adapters.full else self._trained_bytes() // divided.weights,
+            "gradients": self._trained_bytes() // divided.gradients + self._bucket_bytes(),
+            "optimizer": self._optimizer_bytes(),
             # A checkpoint is copied to the host, and once more as the bytes of its files; on a GPU that is other memory.
-            "copies": 2 * 3 * adapter if self.on_cpu else 0,
-            "activations": tokens * (shape.activation_bytes(longest, self.adapters) + shape.working_bytes),
+            "copies": 2 * 3 * trained if self.on_cpu else 0,
+            "activations": tokens * self.token_bytes(longest),
             "head": self._head_bytes(tokens),
         }
         return Memory(**parts, margin=int(MARGIN_SHARE * sum(parts.values())))
+
+    def token_bytes(self, longest: int) -> int:
+        """Of one token of a row of `longest`: what is kept for the backward pass, and what the layer at work holds besides."""
+        shape = self.shape
+        whole = shape.activation_bytes(longest, self.adapters)
+        if not self.checkpointing:
+            return whole + shape.working_bytes
+        return whole // shape.layers + shape.layers * shape.hidden * shape.bytes_per_number + shape.working_bytes
+
+    @property
+    def _masters(self) -> bool:
+        """Whether what is trained is computed with in one type and kept by the optimizer in another place, in float32."""
+        return self.engine != "torch"
+
+    @property
+    def _bytes_of_trained(self) -> int:
+        """ZeRO computes in the model's own type beside its masters; plain torch trains float32 itself."""
+        return self.shape.bytes_per_number if self._masters else 4
+
+    def _weight_bytes(self) -> int:
+        return self.parameters * (self._bytes_of_trained if self.adapters.full else self.shape.bytes_per_number)
+
+    def _trained_bytes(self) -> int:
+        return self.adapters.numbers * self._bytes_of_trained
+
+    def _optimizer_bytes(self) -> int:
+        """Two moments, the masters, and a step's gradient in float32 where DeepSpeed makes one of the worker's own part."""
+        numbers = self.adapters.numbers // self.division.optimizer
+        return 0 if self.offloaded else numbers * 4 * (4 if self._masters else 2)
+
+    def _whole_layer_bytes(self) -> int:
+        """ZeRO 3: what is gathered at a time, which DeepSpeed bounds."""
+        if self.division.weights == 1:
+            return 0
+        return min(self.parameters, self.gathered) * self.shape.bytes_per_number
+
+    def _bucket_bytes(self) -> int:
+        """ZeRO: gradients on their way to the worker that keeps them."""
+        return min(self.adapters.numbers, self.bucket) * self._bytes_of_trained if self._masters else 0
 
     def _head_bytes(self, tokens: int) -> int:
         shape = self.shape
@@ -180,11 +268,74 @@ class Load:
         """
         longest = max(1, longest)
         left = int(memory_bytes * USABLE_SHARE) - self.memory(0, longest).total
-        per_token = self.shape.activation_bytes(longest, self.adapters) + self.shape.working_bytes
+        per_token = self.token_bytes(longest)
         tokens = min(int(memory_bytes * MEMORY_SHARE), max(0, left)) // per_token
         if self.on_cpu:
             tokens = min(tokens, CPU_TOKENS)
         return max(1, min(rows, tokens // longest))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An engine, and why it is that one, in words."""
+
+    engine: EngineName
+    why: str
+
+
+def settled_engine(spec: TunesmithSpec) -> Choice | None:
+    """The engine of a job for which it does not depend on sizes: it is named, or one worker has nobody to divide with."""
+    resources, workers = spec.resources, spec.resources.workers
+    if resources.engine != AUTO:
+        return Choice(resources.engine, f"{resources.engine} is what the job names: {_what(resources.engine, workers)}")
+    if workers == 1 and resources.deepspeed is None and not _wants_masters(spec):
+        return Choice("torch", _what("torch", workers))
+    return None
+
+
+def choose_engine(sizes: Sizes, spec: TunesmithSpec, *, longest: int, memory_bytes: int | None) -> Choice:
+    """The engine that is settled, or the first of torch, zero2 and zero3 on which one row at a time fits a worker.
+
+    `memory_bytes` is what the device has for a worker in all, None where it is not known.
+    """
+    if settled := settled_engine(spec):
+        return settled
+    resources = spec.resources
+
+    def fits(engine: EngineName) -> bool:
+        need = Load.of(sizes, spec, engine, on_cpu=resources.gpus_per_worker == 0).memory(1, longest).total
+        return memory_bytes is None or need <= memory_bytes * USABLE_SHARE
+
+    if resources.deepspeed is not None:
+        cause = "torch takes no settings of DeepSpeed"
+    elif _wants_masters(spec):
+        cause = "torch keeps no float32 masters beside bfloat16 weights"
+    elif fits("torch"):
+        return Choice("torch", _what("torch", resources.workers))
+    else:
+        cause = "a worker can't hold it all"
+    engine: EngineName = "zero2" if fits("zero2") else "zero3"
+    return Choice(engine, f"{cause}: {_what(engine, resources.workers)}")
+
+
+def _wants_masters(spec: TunesmithSpec) -> bool:
+    """Whole models on GPUs: bfloat16 alone loses small updates, float32 alone is slow."""
+    return spec.adapter.type == "full" and spec.resources.gpus_per_worker > 0
+
+
+def _what(engine: EngineName, workers: int) -> str:
+    if engine == "torch":
+        if workers == 1:
+            return "one worker holds the whole base model, so a step is plain torch"
+        return f"each of the {workers} workers holds the whole base model, and their gradients are summed (DDP)"
+    parts = ("optimizer state is", "optimizer state and gradients are", "optimizer state, gradients and weights are")
+    divided, stage = "worker" if workers == 1 else "workers", int(engine[-1])
+    return f"{parts[stage - 1]} divided over {workers} {divided} (ZeRO {stage})"
+
+
+def worker_memory(memory_bytes: int | None, resources: ResourceSpec) -> int | None:
+    """What a worker counts with: a GPU's memory, or of a node's its share of all workers, wherever they are."""
+    return memory_bytes if memory_bytes is None or resources.gpus_per_worker else memory_bytes // resources.workers
 
 
 def transforms_logits(config: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""What a finished run leaves: the adapter with tokenizer, chat template and model card, the metrics, and RUN.json.
+"""What a finished run leaves: adapter or model with tokenizer, chat template and model card, the metrics, and RUN.json.
 
 Writes below `models/<job>/<epoch>/`, manifest last. Says nothing about whether it is any good: that is `verify`'s.
 """
@@ -13,9 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainers import manifest
 from trainers.chat import TOKENIZER_FILES
-from trainers.checkpoint import patiently, write_adapter
+from trainers.checkpoint import patiently
+from trainers.forms import ADAPTER_WEIGHTS, Form
 from trainers.spec import RunSpec
 from trainers.state import MetricsRow, Snapshot, write_metrics
 from trainers.storage import Storage
@@ -32,26 +35,30 @@ class Published:
     manifest_sha256: str
 
 
-def publish(storage: Storage, spec: RunSpec, snapshot: Snapshot, adapter_config: bytes, base_dir: Path, scratch: Path) -> Published:
-    """Assemble the artifacts in `scratch`, store them, manifest last."""
-    write_adapter(snapshot, adapter_config, scratch / "adapter")
+def publish(
+    storage: Storage, spec: RunSpec, snapshot: Snapshot, form: Form, dtype: torch.dtype, base_dir: Path, scratch: Path
+) -> Published:
+    """Assemble the artifacts in `scratch`, store them, manifest last. `dtype` is what was computed with, and a whole model's."""
+    folder = scratch / form.folder
+    form.write(snapshot.weights, folder, dtype)
+    weights = {path.name: manifest.sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     for name in (*TOKENIZER_FILES, *EXTRA_TOKENIZER_FILES):
         if (base_dir / name).is_file():
-            shutil.copyfile(base_dir / name, scratch / "adapter" / name)
-    (scratch / "adapter" / "README.md").write_text(model_card(spec, snapshot))
+            shutil.copyfile(base_dir / name, folder / name)
+    (folder / "README.md").write_text(model_card(spec, snapshot))
     (scratch / "metrics.csv").write_bytes(write_metrics(snapshot.history))
-    adapter = manifest.sha256_file(scratch / "adapter" / "adapter_model.safetensors")
-    (scratch / "RUN.json").write_text(json.dumps(run_record(spec, snapshot, adapter), indent=1, sort_keys=True) + "\n")
+    (scratch / "RUN.json").write_text(json.dumps(run_record(spec, snapshot, weights), indent=1, sort_keys=True) + "\n")
     facts = {"step": snapshot.cursor.step, "spec": spec.model_dump(mode="json")}
     digest, _ = patiently(lambda: manifest.write(storage, spec.model_prefix, scratch, facts))
     return Published(spec.model_prefix, digest)
 
 
-def run_record(spec: RunSpec, snapshot: Snapshot, adapter_sha256: str) -> dict[str, Any]:
-    """RUN.json: all that it would take to do the run again, and what came out."""
+def run_record(spec: RunSpec, snapshot: Snapshot, weights: dict[str, str]) -> dict[str, Any]:
+    """RUN.json: all that it would take to do the run again, and what came out; `weights` are the sha256 of the files that hold them."""
+    adapter = {"adapter_sha256": weights[ADAPTER_WEIGHTS]} if ADAPTER_WEIGHTS in weights else {"model_sha256": weights}
     return {
         "spec": spec.model_dump(mode="json"),
-        "adapter_sha256": adapter_sha256,
+        **adapter,
         "metrics": final_metrics(snapshot),
         "tokens": snapshot.cursor.tokens,
         "trained_tokens": snapshot.cursor.trained_tokens,
@@ -79,21 +86,21 @@ def last_evaluation(snapshot: Snapshot) -> MetricsRow | None:
 
 
 def model_card(spec: RunSpec, snapshot: Snapshot) -> str:
-    """adapter/README.md, with the header that model hubs read."""
+    """README.md beside the weights, with the header that model hubs read."""
     metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in final_metrics(snapshot).items())
     resolved, data = spec.resolved, spec.dataset
-    adapter, training = spec.tunesmith.adapter, spec.tunesmith.training
+    training, parts = spec.tunesmith.training, _parts(spec)
     validation = f"{spec.validation.rows:,} rows (`{spec.validation.sha256}`)" if spec.validation else "none"
     return f"""---
 base_model: {spec.base_model.id}
-library_name: peft
+library_name: {parts.library}
 license: {spec.base_model.licence.lower()}
-tags: [lora, {spec.method}, tunesmith]
+tags: [{spec.tunesmith.adapter.type}, {spec.method}, tunesmith]
 ---
 
 # {spec.tuned_model}
 
-A LoRA adapter for `{spec.base_model.id}` at revision `{spec.base_model.revision}`, made by job `{spec.job_id}` (run {spec.epoch}).
+{parts.what} `{spec.base_model.id}` at revision `{spec.base_model.revision}`, made by job `{spec.job_id}` (run {spec.epoch}).
 
 | data | |
 |---|---|
@@ -108,7 +115,7 @@ The hashes name the tokenised datasets: they cover the file, the tokenizer, the 
 | epochs, batch size, steps | {resolved.n_epochs}, {resolved.batch_size}, {snapshot.cursor.step} |
 | learning rate | {resolved.learning_rate:g}, {training.schedule}, warm-up {training.warmup_ratio:g} |
 | weight decay, gradient clipping | {training.weight_decay:g}, {training.max_grad_norm:g} |
-| adapter | {adapter.type}, r {adapter.r}, alpha {adapter.alpha}, dropout {adapter.dropout:g}, modules {adapter.target_modules} |
+| adapter | {parts.settings} |
 | longest row | {training.max_length} tokens, then {training.overlong} |
 | seed | {spec.seed} |
 
@@ -116,14 +123,39 @@ The hashes name the tokenised datasets: they cover the file, the tokenizer, the 
 |---|---|
 {metrics}
 
-The base model's licence is `{spec.base_model.licence}`; what may be done with this adapter depends on it and on the training data.
+The base model's licence is `{spec.base_model.licence}`; what may be done with this {parts.noun} depends on it and on the training data.
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("<{spec.base_model.id}>")
-model = PeftModel.from_pretrained(base, "<this directory>")
+{parts.loading}
 tokenizer = AutoTokenizer.from_pretrained("<this directory>")
 ```
 """
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Those parts of a model card that depend on what was trained."""
+
+    library: str
+    noun: str
+    what: str
+    settings: str
+    loading: str
+
+
+def _parts(spec: RunSpec) -> _Parts:
+    adapter = spec.tunesmith.adapter
+    if adapter.type == "full":
+        return _Parts("transformers", "model", "A whole model, every weight of it trained from", "full: every weight", LOADING_A_MODEL)
+    settings = f"{adapter.type}, r {adapter.r}, alpha {adapter.alpha}, dropout {adapter.dropout:g}, modules {adapter.target_modules}"
+    return _Parts("peft", "adapter", "A LoRA adapter for", settings, LOADING_AN_ADAPTER.format(base=spec.base_model.id))
+
+
+LOADING_A_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("<this directory>")"""
+LOADING_AN_ADAPTER = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("<{base}>")
+model = PeftModel.from_pretrained(base, "<this directory>")"""

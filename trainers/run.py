@@ -1,4 +1,4 @@
-"""One run on one rank, from its spec to a published and proven adapter. Plain Python: Ray or not is the caller's choice.
+"""One run on one rank, from its spec to a published and proven adapter or model. Plain Python: Ray or not is the caller's choice.
 
 Called by `worker` on Ray, and by the benchmarks without it. Puts the other modules together and decides nothing else.
 """
@@ -15,14 +15,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
 
 from protos.tunesmith.v1 import runs_pb2 as pb
 from trainers import checkpoint, manifest, plan, registry
 from trainers.base_model import fetch_base
-from trainers.checkpoint import ADAPTER_CONFIG, Checkpoints, patiently
+from trainers.checkpoint import Checkpoints, patiently
 from trainers.data import DatasetUnreadable, TokenisedDataset, fetch_dataset
-from trainers.engine import TorchEngine, adamw
+from trainers.engine import Engine, TorchEngine, adamw
 from trainers.failure import Stopped, TrainingFailed, classify, is_peer_gone
+from trainers.forms import ADAPTER_CONFIG, AdapterForm, Form, ModelForm
 from trainers.leaving import Leaving
 from trainers.loop import LoopParts, probe, train
 from trainers.manifest import ManifestBroken
@@ -31,9 +33,9 @@ from trainers.model_files import measure
 from trainers.publish import Published, final_metrics, publish
 from trainers.report import Reporter, last_word
 from trainers.spec import DatasetRef, RunSpec
-from trainers.state import Snapshot, TrainingState
+from trainers.state import Holder, PlainHolder, Snapshot, TrainingState, require_moments
 from trainers.storage import Storage
-from trainers.verify import expectation, fingerprints, verify
+from trainers.verify import Expectation, expectation, fingerprints, verify
 from trainers.watch import Watch
 
 EXIT_STUCK = 75
@@ -58,44 +60,99 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
 
     Raises TrainingFailed or whatever else went wrong, see failure.classify; Stopped when the run was asked to leave.
     """
+    # Libraries import DeepSpeed where they find it, and it guesses by what is installed unless it is told.
+    os.environ["DS_ACCELERATOR"] = "cuda" if place.device.type == "cuda" else "cpu"
+    disable_progress_bar()
     reporter.stage = "loading the base model"
     base_dir = patiently(lambda: fetch_base(spec.base_model, storage, place.cache))
-    model = TrainingModel.load(base_dir, spec.tunesmith.adapter, seed=spec.seed, device=place.device)
-    initial = fingerprints(model.adapter_state())
-    config = _adapter_config(model, _base_name(spec, storage))
+    model = _model(spec, base_dir, place)
+    initial = fingerprints(model.adapter_state()) if place.rank == 0 else {}
+    form = _form(spec, model, base_dir, storage)
     training = _dataset(storage, spec.dataset, place.cache)
     validation = _dataset(storage, spec.validation, place.cache) if spec.validation else None
-    state = TrainingState(model, adamw(model.trainable_parameters(), spec.tunesmith.training.weight_decay))
-    resumed = _resume(spec, storage, reporter, place, state)
+    found, kept = _resume(spec, storage, reporter, place, model, form)
+    trainable = sum(parameter.numel() for parameter in model.trainable_parameters())  # ZeRO-3 leaves empty ones
+    engine, holder = _engine(spec, model, place)
+    state = TrainingState(holder)
+    if found is not None:
+        state.restore(found)
     if state.cursor.micro_batch == 0:
         state.cursor.micro_batch = _micro_batch(spec, base_dir, place)
-    engine = TorchEngine(
-        model,
-        model.trainable_parameters(),
-        state.optimizer,
-        max_grad_norm=spec.tunesmith.training.max_grad_norm,
-        rank=place.rank,
-        world_size=place.world_size,
-    )
-    _tell_started(spec, reporter, place, model, state)
-    saves = Checkpoints(storage, spec, config, _on_saved(reporter), resumed) if place.rank == 0 else None
+    _tell_started(spec, reporter, place, trainable, state)
+    saves = Checkpoints(storage, spec, form, _on_saved(reporter), kept) if place.rank == 0 else None
     method = registry.get(spec.method)
     with _watched(reporter, place) as watch:
         parts = LoopParts(spec, method, model, state, engine, training, validation, reporter, saves, place.leaving, watch)
         # Elsewhere the longest batch costs a step for nothing: a processor's memory ends in a kill, which nobody can catch.
         if place.device.type != "cpu" and state.cursor.step == 0:
             probe(parts)
-        train(parts)
-    if place.rank != 0:
-        return
-    snapshot = state.snapshot()
-    expected = expectation(model, training, initial)
-    del model, state, engine  # `verify` loads the base model once more
-    published = _publish(spec, storage, reporter, snapshot, config, base_dir)
-    reporter.stage = "verifying the adapter"
-    verify(storage, published, base_dir, expected)
+        if not train(parts):
+            return
+        watch.mark("gathering what was trained")
+        snapshot = state.snapshot()
+        expected = expectation(model, engine.score, training, initial)
+    engine.close()
+    del parts, model, state, holder, engine  # `verify` loads the model once more
+    if place.rank == 0:
+        _conclude(spec, storage, reporter, snapshot, form, expected, base_dir)
+
+
+def _conclude(
+    spec: RunSpec, storage: Storage, reporter: Reporter, snapshot: Snapshot, form: Form, expected: Expectation, base_dir: Path
+) -> None:
+    reporter.stage = f"publishing the {form.folder}"
+    with tempfile.TemporaryDirectory(prefix="tunesmith-publish-") as scratch:
+        published = publish(storage, spec, snapshot, form, expected.dtype, base_dir, Path(scratch))
+    reporter.stage = f"verifying the {form.folder}"
+    verify(storage, published, form, base_dir, expected)
     reporter.tell(_finished(snapshot, published))
     reporter.deliver()
+
+
+def _model(spec: RunSpec, base_dir: Path, place: Place) -> TrainingModel:
+    return TrainingModel.load(
+        base_dir,
+        spec.tunesmith.adapter,
+        seed=spec.seed,
+        device=place.device,
+        engine=spec.resolved.engine,
+        activation_checkpointing=spec.tunesmith.training.activation_checkpointing,
+    )
+
+
+def _form(spec: RunSpec, model: TrainingModel, base_dir: Path, storage: Storage) -> Form:
+    if spec.tunesmith.adapter.type == "full":
+        return ModelForm(base_dir)
+    return AdapterForm(_adapter_config(model, _base_name(spec, storage)))
+
+
+def _engine(spec: RunSpec, model: TrainingModel, place: Place) -> tuple[Engine, Holder]:
+    """The engine that was resolved, and where it holds what is trained."""
+    training, keeps = spec.tunesmith.training, place.rank == 0
+    if spec.resolved.engine == "torch":
+        optimizer = adamw(model.trainable_parameters(), training.weight_decay)
+        plain = TorchEngine(
+            model,
+            model.trainable_parameters(),
+            optimizer,
+            max_grad_norm=training.max_grad_norm,
+            rank=place.rank,
+            world_size=place.world_size,
+        )
+        return plain, PlainHolder(model, optimizer, keeps=keeps)
+    from trainers.deepspeed_engine import DeepSpeedEngine, ZeroHolder  # imports slowly, and is not needed for plain torch
+
+    engine = DeepSpeedEngine(
+        model,
+        stage=int(spec.resolved.engine.removeprefix("zero")),
+        settings=spec.tunesmith.resources.deepspeed,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        device=place.device,
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+    return engine, ZeroHolder(engine, model, keeps=keeps)
 
 
 @contextmanager
@@ -155,30 +212,29 @@ def _dataset(storage: Storage, ref: DatasetRef, cache: Path) -> TokenisedDataset
         raise TrainingFailed("dataset_unreadable", f"the tokenised dataset is damaged: {error}", "service") from error
 
 
-def _resume(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place, state: TrainingState) -> list[str]:
-    """Take up the newest checkpoint that verifies; the prefixes of those that are there."""
+def _resume(
+    spec: RunSpec, storage: Storage, reporter: Reporter, place: Place, model: TrainingModel, form: Form
+) -> tuple[Snapshot | None, list[str]]:
+    """The newest checkpoint that verifies; and the prefixes of it and those before it."""
     if not spec.resume_from:
-        return []
+        return None, []
     reporter.stage = "reading the last checkpoint"
 
     def refused(why: str) -> None:
         reporter.tell(pb.RunReport(notice=pb.Notice(level="warn", message=f"A checkpoint was refused, the one before is tried: {why}")))
 
     # Rank 0 chooses, the others follow: two ranks that chose for themselves could disagree.
-    found = checkpoint.first_good(storage, spec.resume_from, spec, refused) if place.rank == 0 else None
+    found = checkpoint.first_good(storage, spec.resume_from, spec, form, refused) if place.rank == 0 else None
     prefix = _from_rank_0(found[0] if found else None, place)
     if prefix is None:
-        return []
-    snapshot = found[1] if found else _follow(storage, prefix, spec)
+        return None, []
+    snapshot = found[1] if found else patiently(lambda: checkpoint.load(storage, prefix, spec, form))
     try:
-        state.restore(snapshot)
+        model.require_fit(snapshot.weights)
+        require_moments(snapshot.optimizer, [parameter.shape for parameter in model.trainable_parameters()])
     except (ValueError, KeyError) as error:
         raise TrainingFailed("checkpoint_unreadable", f"{prefix} does not fit the model: {error}", "service") from error
-    return [known for known in spec.resume_from if checkpoint.step_of(known) <= state.cursor.step]
-
-
-def _follow(storage: Storage, prefix: str, spec: RunSpec) -> Snapshot:
-    return patiently(lambda: checkpoint.load(storage, prefix, spec))
+    return snapshot, [known for known in spec.resume_from if checkpoint.step_of(known) <= snapshot.cursor.step]
 
 
 def _from_rank_0(value: str | None, place: Place) -> str | None:
@@ -194,7 +250,7 @@ def _micro_batch(spec: RunSpec, base_dir: Path, place: Place) -> int:
     memory = plan.host_memory_bytes() // place.world_size if on_cpu else torch.cuda.mem_get_info(place.device)[1]
     rows = -(-spec.resolved.batch_size // place.world_size)
     longest = max(spec.dataset.longest, spec.validation.longest if spec.validation else 0)
-    load = plan.Load.of(measure(base_dir), spec.tunesmith.adapter, on_cpu=on_cpu)
+    load = plan.Load.of(measure(base_dir), spec.tunesmith, spec.resolved.engine, on_cpu=on_cpu)
     return load.micro_batch(longest=longest, rows=rows, memory_bytes=memory)
 
 
@@ -205,7 +261,7 @@ def _on_saved(reporter: Reporter) -> checkpoint.OnSaved:
     return saved
 
 
-def _tell_started(spec: RunSpec, reporter: Reporter, place: Place, model: TrainingModel, state: TrainingState) -> None:
+def _tell_started(spec: RunSpec, reporter: Reporter, place: Place, trainable: int, state: TrainingState) -> None:
     reporter.tell(
         pb.RunReport(
             started=pb.Started(
@@ -214,16 +270,10 @@ def _tell_started(spec: RunSpec, reporter: Reporter, place: Place, model: Traini
                 device=str(place.device),
                 total_steps=spec.resolved.steps,
                 resumed_step=state.cursor.step,
-                trainable_parameters=sum(p.numel() for p in model.trainable_parameters()),
+                trainable_parameters=trainable,
             )
         )
     )
-
-
-def _publish(spec: RunSpec, storage: Storage, reporter: Reporter, snapshot: Snapshot, config: bytes, base_dir: Path) -> Published:
-    reporter.stage = "publishing the adapter"
-    with tempfile.TemporaryDirectory(prefix="tunesmith-publish-") as scratch:
-        return publish(storage, spec, snapshot, config, base_dir, Path(scratch))
 
 
 def _finished(snapshot: Snapshot, published: Published) -> pb.RunReport:

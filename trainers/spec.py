@@ -7,11 +7,12 @@ checkpoint, so a checkpoint can be resumed without the database.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 AUTO: Literal["auto"] = "auto"
+EngineName = Literal["torch", "zero1", "zero2", "zero3"]
 
 
 class Frozen(BaseModel):
@@ -35,7 +36,10 @@ class Hyperparameters(Frozen):
 class AdapterSpec(Frozen):
     """What is trained."""
 
-    type: Literal["lora"] = Field(default="lora", description="Kind of adapter.")
+    type: Literal["lora", "full"] = Field(
+        default="lora",
+        description="lora: a low-rank update beside the frozen model. full: every weight, without further settings.",
+    )
     r: int = Field(default=16, ge=1, le=512, description="Rank of the update.")
     alpha: int = Field(default=32, ge=1, le=2048, description="Scale: the update is multiplied by alpha / r.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
@@ -44,6 +48,14 @@ class AdapterSpec(Frozen):
     ) = Field(
         default="all-linear", description='"all-linear" (all but the output head) or names of linear modules, e.g. ["q_proj", "v_proj"].'
     )
+
+    @model_validator(mode="after")
+    def _full_has_no_settings(self) -> AdapterSpec:
+        settings = {name: field.default for name, field in AdapterSpec.model_fields.items() if name != "type"}
+        given = [name for name, default in settings.items() if getattr(self, name) != default]
+        if self.type == "full" and given:
+            raise ValueError(f"is of type full, which trains every weight and has no {' or '.join(given)}")
+        return self
 
 
 class TrainingSpec(Frozen):
@@ -59,6 +71,9 @@ class TrainingSpec(Frozen):
     max_length: int = Field(default=1024, ge=16, le=131072, description="Longest row, in tokens.")
     overlong: Literal["truncate", "drop", "error"] = Field(
         default="truncate", description="What to do with a row above max_length: cut its end, leave it out, or fail the data check."
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="Keep only each layer's input for the backward pass and compute the rest again: less memory, more time."
     )
 
 
@@ -98,6 +113,58 @@ LabelValue = Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0
 """One value, not one of Ray's conditions such as "in(a,b)"."""
 
 
+Bucket = Annotated[int, Field(ge=10_000, le=10_000_000_000)]
+
+
+class OffloadSpec(Frozen):
+    """Where a part of a worker's state lies while it is not computed with."""
+
+    device: Literal["cpu"] = Field(description="cpu: the host's memory.")
+    pin_memory: bool = Field(default=False, description="Page-locked memory: faster copies, which cannot be swapped out.")
+
+
+class ZeroSpec(Frozen):
+    """Settings of DeepSpeed's `zero_optimization`, under its own names; what is not given is DeepSpeed's default."""
+
+    offload_optimizer: OffloadSpec | None = Field(default=None, description="Optimizer state off the device.")
+    offload_param: OffloadSpec | None = Field(default=None, description="zero3: weights off the device.")
+    overlap_comm: bool | None = Field(default=None, description="Reduce gradients while the backward pass goes on.")
+    reduce_bucket_size: Bucket | None = Field(default=None, description="Numbers that are reduced at a time.")
+    allgather_bucket_size: Bucket | None = Field(default=None, description="zero1, zero2: numbers that are gathered at a time.")
+    sub_group_size: Bucket | None = Field(default=None, description="zero3: numbers that the optimizer updates at a time.")
+    stage3_prefetch_bucket_size: Bucket | None = Field(default=None, description="zero3: numbers that are gathered ahead.")
+    stage3_param_persistence_threshold: Annotated[int, Field(ge=0, le=10_000_000_000)] | None = Field(
+        default=None, description="zero3: weights of fewer numbers stay whole."
+    )
+    stage3_max_live_parameters: Bucket | None = Field(default=None, description="zero3: numbers that are whole at a time.")
+    stage3_max_reuse_distance: Bucket | None = Field(
+        default=None, description="zero3: weights needed again within so many numbers stay whole."
+    )
+    zero_quantized_weights: bool | None = Field(
+        default=None, description="ZeRO++ (zero3, GPUs): weights travel as int8. Changes the losses."
+    )
+    zero_quantized_gradients: bool | None = Field(
+        default=None, description="ZeRO++ (zero3, GPUs): gradients travel as int4 between nodes. Changes the losses."
+    )
+    zero_hpz_partition_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="ZeRO++ (zero3, GPUs): workers that hold a second copy of the weights, usually those of a node."
+    )
+
+
+class DeepSpeedSpec(Frozen):
+    """What a job may set of DeepSpeed's configuration: all that is safe to leave to a client, and nothing else."""
+
+    zero_optimization: ZeroSpec = ZeroSpec()
+
+    def given(self) -> dict[str, Any]:
+        """The settings of `zero_optimization` that were given, as DeepSpeed takes them."""
+        return self.zero_optimization.model_dump(exclude_none=True)
+
+
+ZERO3_ALONE = {"offload_param", "sub_group_size", "zero_quantized_weights", "zero_quantized_gradients", "zero_hpz_partition_size"}
+ZERO_PLUS_PLUS = {"zero_quantized_weights", "zero_quantized_gradients", "zero_hpz_partition_size"}
+
+
 class ResourceSpec(Frozen):
     """The gang of workers that the job asks for: all of them or none."""
 
@@ -109,7 +176,12 @@ class ResourceSpec(Frozen):
         le=1024,
         description="Processor cores of each worker; by default all cores of the node divided by the workers on it.",
     )
-    engine: Literal["auto", "torch"] = Field(default="auto", description="How a step runs on devices: torch is plain (one worker) or DDP.")
+    engine: Literal["auto"] | EngineName = Field(
+        default="auto",
+        description="How a step runs on devices: torch is plain (one worker) or DDP; zero1, zero2 and zero3 are DeepSpeed's, which divide "
+        "optimizer state, then gradients, then weights over the workers. auto takes torch where a device holds it all.",
+    )
+    deepspeed: DeepSpeedSpec | None = Field(default=None, description="Settings of DeepSpeed, for the engines zero1 to zero3.")
     min_workers: int | None = Field(
         default=None, ge=1, le=4096, description="Fewest workers to start with when not all fit; by default all of them or none."
     )
@@ -125,12 +197,25 @@ class ResourceSpec(Frozen):
     )
 
     @model_validator(mode="after")
-    def _can_be(self) -> ResourceSpec:
+    def _workers_can_be(self) -> ResourceSpec:
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers ({self.min_workers}) must not be above workers ({self.workers})")
         if self.accelerator_type is not None and not self.gpus_per_worker:
             raise ValueError("accelerator_type names the type of GPUs, and gpus_per_worker is 0")
         return self
+
+    @model_validator(mode="after")
+    def _settings_fit_the_engine(self) -> ResourceSpec:
+        given = set(self.deepspeed.given()) if self.deepspeed else set[str]()
+        if self.engine == "torch" and self.deepspeed:
+            words = "has settings of DeepSpeed beside the engine torch, which takes none"
+        elif self.engine in ("zero1", "zero2") and given & ZERO3_ALONE:
+            words = f"has {min(given & ZERO3_ALONE)} beside the engine {self.engine}; it is a setting of zero3"
+        elif not self.gpus_per_worker and given & ZERO_PLUS_PLUS:
+            words = f"has {min(given & ZERO_PLUS_PLUS)}, which needs GPUs"
+        else:
+            return self
+        raise ValueError(words)
 
 
 Column = Annotated[str, Field(min_length=1, max_length=256)]
@@ -219,7 +304,7 @@ class Resolved(Frozen):
     batch_size: int
     learning_rate_multiplier: float
     learning_rate: float = Field(description="Peak learning rate: training.learning_rate times the multiplier.")
-    engine: Literal["torch"]
+    engine: EngineName
     steps: int = Field(description="Optimizer steps of the whole job.")
 
 

@@ -1,7 +1,9 @@
 """What a run changes while it trains, as one object apart from the base model and from the loop.
 
-`TrainingState` lives on the device; `Snapshot` is a copy of it on the host that `checkpoint` stores and reads.
-Random numbers are no part of it: each step seeds them from (seed, step, rank), so the step says it all.
+`TrainingState` lives on the devices, in a form that the engine chose and that a `Holder` reads and writes; `Snapshot` is a
+copy of it on the host that `checkpoint` stores and reads, whole and the same whatever the engine and the number of workers
+(docs/decisions/0020-checkpoints-know-no-engine.md). Random numbers are no part of it: each step seeds them from
+(seed, step, rank), so the step says it all.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
@@ -24,16 +26,28 @@ METRICS_HEADER = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_m
 class Trainable(Protocol):
     """The part of model.TrainingModel that holds what is trained."""
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """The adapter's parameters, always in the same order."""
-        ...
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """The adapter's tensors under the names PEFT stores them by."""
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, under the names that it is stored by, always in the same order."""
         ...
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        """Put stored tensors in the adapter's place."""
+        """Put stored tensors in the place of the trained ones."""
+        ...
+
+
+class Holder(Protocol):
+    """Trained tensors and AdamW's moments as an engine keeps them. Every rank calls the same methods in the same order."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole copies on the host, by name; empty on a rank that keeps nothing."""
+        ...
+
+    def moments(self) -> dict[str, Tensor]:
+        """As `weights`, under the names of `moment_key`."""
+        ...
+
+    def load(self, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int) -> None:
+        """Go on from these, which fit, after `step` optimizer steps."""
         ...
 
 
@@ -67,9 +81,9 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A TrainingState on the host, at a step. Tensors are copies that nobody changes."""
+    """A TrainingState on the host, at a step. Tensors are copies that nobody changes; only rank 0 has them."""
 
-    adapter: dict[str, Tensor]
+    weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     cursor: Cursor
     history: tuple[MetricsRow, ...]
@@ -77,45 +91,64 @@ class Snapshot:
 
 @dataclass(slots=True)
 class TrainingState:
-    """Adapter parameters (inside `model`), optimizer, and how far the job is."""
+    """What is trained and its optimizer (with `holder`), and how far the job is."""
 
-    model: Trainable
-    optimizer: torch.optim.AdamW
+    holder: Holder
     cursor: Cursor = field(default_factory=Cursor)
     history: list[MetricsRow] = field(default_factory=list)
 
     def snapshot(self) -> Snapshot:
-        """A copy on the host; waits for the device."""
-        adapter = {name: _host_copy(tensor) for name, tensor in self.model.adapter_state().items()}
-        return Snapshot(adapter, self._optimizer_tensors(), replace(self.cursor), tuple(self.history))
+        """A copy on the host; waits for the devices. Every rank takes part, for each may hold a part of each tensor."""
+        return Snapshot(self.holder.weights(), self.holder.moments(), replace(self.cursor), tuple(self.history))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot. Raises ValueError when its tensors do not fit this model."""
-        self.model.load_adapter_state(snapshot.adapter)
-        parameters = self.model.trainable_parameters()
-        for index, parameter in enumerate(parameters):
-            moments = {name: snapshot.optimizer[_key(name, index)] for name in MOMENTS}
-            if any(moment.shape != parameter.shape for moment in moments.values()):
-                raise ValueError(f"the optimizer state does not fit parameter {index} of shape {tuple(parameter.shape)}")
-            steps = torch.tensor(float(snapshot.cursor.step), device=parameter.device)
-            copies = {name: moment.to(parameter.device, copy=True) for name, moment in moments.items()}
-            self.optimizer.state[parameter] = {"step": steps, **copies}
+        """Continue from a snapshot, whole on every rank, whose tensors fit this model."""
+        self.holder.load(snapshot.weights, snapshot.optimizer, snapshot.cursor.step)
         self.cursor, self.history = replace(snapshot.cursor), list(snapshot.history)
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        tensors = {}
-        for index, parameter in enumerate(self.model.trainable_parameters()):
-            state = self.optimizer.state[parameter]
+
+class PlainHolder:
+    """Every rank holds everything: plain torch, and data-parallel."""
+
+    def __init__(self, model: Trainable, optimizer: torch.optim.Optimizer, *, keeps: bool = True) -> None:
+        """`keeps`: whether this rank wants the copies."""
+        self._model, self._optimizer, self._keeps = model, optimizer, keeps
+
+    def weights(self) -> dict[str, Tensor]:
+        """See Holder."""
+        return {name: host_copy(parameter) for name, parameter in self._model.trained().items()} if self._keeps else {}
+
+    def moments(self) -> dict[str, Tensor]:
+        """See Holder."""
+        tensors: dict[str, Tensor] = {}
+        for index, parameter in enumerate(self._model.trained().values()) if self._keeps else ():
+            state = self._optimizer.state[parameter]
             for name in MOMENTS:  # before the first step there is no state: AdamW's moments begin at zero
-                tensors[_key(name, index)] = _host_copy(state[name] if state else torch.zeros_like(parameter))
+                tensors[moment_key(name, index)] = host_copy(state[name] if state else torch.zeros_like(parameter))
         return tensors
 
+    def load(self, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int) -> None:
+        """See Holder."""
+        self._model.load_adapter_state(weights)
+        for index, parameter in enumerate(self._model.trained().values()):
+            copies = {name: moments[moment_key(name, index)].to(parameter.device, copy=True) for name in MOMENTS}
+            self._optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **copies}
 
-def _key(moment: str, index: int) -> str:
+
+def moment_key(moment: str, index: int) -> str:
+    """Name in a checkpoint of a moment of the trained tensor at `index`."""
     return f"{moment}.{index:05d}"
 
 
-def _host_copy(tensor: Tensor) -> Tensor:
+def require_moments(moments: dict[str, Tensor], shapes: Sequence[torch.Size]) -> None:
+    """Raises KeyError when a moment of the trained tensors of these shapes is missing, ValueError when it has another shape."""
+    for index, shape in enumerate(shapes):
+        if any(moments[moment_key(name, index)].shape != shape for name in MOMENTS):
+            raise ValueError(f"the optimizer state does not fit parameter {index} of shape {tuple(shape)}")
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory that nobody else holds."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Proves that what was published is the adapter that was trained, before anybody is told that the job succeeded.
+"""Proves that what was published is what was trained, before anybody is told that the job succeeded.
 
 Reads everything back from storage, so it knows what a client would get, and scores a probe with plain transformers and
 PEFT, so it does not depend on the trainer's own forms of the computation. Called by `run` on rank 0.
@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import gc
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
-from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from trainers import manifest
-from trainers.checkpoint import ADAPTER_WEIGHTS, patiently
+from trainers.checkpoint import patiently
 from trainers.data import Batch, TokenisedDataset, pad
 from trainers.failure import TrainingFailed
-from trainers.method import Encoded
+from trainers.forms import Form
+from trainers.method import Encoded, Scores
 from trainers.model import TrainingModel
 from trainers.publish import Published
 from trainers.storage import Storage
@@ -42,26 +41,30 @@ class Expectation:
     logp: Tensor
     """[labels] float32, on the host."""
     initial: dict[str, str]
-    """sha256 of each adapter tensor before training."""
+    """sha256 of each trained tensor before training."""
     dtype: torch.dtype
     device: torch.device
 
 
-def expectation(model: TrainingModel, dataset: TokenisedDataset, initial: dict[str, str]) -> Expectation:
-    """The trained model's log-probabilities on a probe of training rows."""
+def expectation(model: TrainingModel, score: Callable[[Batch], Scores], dataset: TokenisedDataset, initial: dict[str, str]) -> Expectation:
+    """The trained model's log-probabilities on a probe of training rows. Every rank takes part: each may hold a part of the model."""
     probe = _probe(dataset)
     model.eval()
     with torch.no_grad():
-        logp = model.score(probe).logp.float().cpu()
+        logp = score(probe).logp.float().cpu()
     return Expectation(probe, logp, initial, model.dtype, model.device)
 
 
 def fingerprints(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """sha256 of each tensor's numbers."""
-    return {name: manifest.sha256_bytes(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()) for name, t in tensors.items()}
+    """sha256 of each tensor's numbers, whatever type they are computed in."""
+    return {name: _fingerprint(tensor) for name, tensor in tensors.items()}
 
 
-def verify(storage: Storage, published: Published, base_dir: Path, expected: Expectation) -> None:
+def _fingerprint(tensor: Tensor) -> str:
+    return manifest.sha256_bytes(memoryview(tensor.detach().cpu().float().contiguous().numpy()).cast("B"))
+
+
+def verify(storage: Storage, published: Published, form: Form, base_dir: Path, expected: Expectation) -> None:
     """Read the artifacts back and hold them against what was trained. Raises TrainingFailed `artifact_invalid`."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-verify-") as scratch:
         directory = Path(scratch)
@@ -69,8 +72,8 @@ def verify(storage: Storage, published: Published, base_dir: Path, expected: Exp
             patiently(lambda: _fetch(storage, published, directory))
         except manifest.ManifestBroken as error:
             raise _invalid(str(error)) from error
-        _check_tensors(directory / "adapter" / ADAPTER_WEIGHTS, expected.initial)
-        _check_outputs(directory / "adapter", base_dir, expected)
+        _check_tensors(form, directory / form.folder, expected)
+        _check_outputs(form, directory / form.folder, base_dir, expected)
 
 
 def _fetch(storage: Storage, published: Published, directory: Path) -> None:
@@ -80,29 +83,25 @@ def _fetch(storage: Storage, published: Published, directory: Path) -> None:
     manifest.fetch(storage, published.prefix, stored.files, directory)
 
 
-def _check_tensors(path: Path, initial: dict[str, str]) -> None:
+def _check_tensors(form: Form, directory: Path, expected: Expectation) -> None:
     """Every tensor that was trained is there, holds numbers, and not all are as they were at the start."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        tensors = form.read(directory)
     except Exception as error:  # safetensors raises a class of its own for each kind of damage
-        raise _invalid(f"the adapter can't be read: {error}") from error
-    if not tensors or tensors.keys() != initial.keys():
-        raise _invalid(f"the adapter holds {len(tensors)} tensors, {len(initial)} were trained")
+        raise _invalid(f"the {form.folder} can't be read: {error}") from error
+    if not tensors or tensors.keys() != expected.initial.keys():
+        raise _invalid(f"the {form.folder} holds {len(tensors)} tensors, {len(expected.initial)} were trained")
     for name, tensor in tensors.items():
         if tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
             raise _invalid(f"{name} is empty or holds numbers that are not finite")
-    if fingerprints(tensors) == initial:
-        raise _invalid("the adapter is what it was before training")
+    if fingerprints(tensors) == expected.initial:
+        raise _invalid(f"the {form.folder} is what it was before training")
 
 
-def _check_outputs(adapter_dir: Path, base_dir: Path, expected: Expectation) -> None:
-    """Plain PEFT on the plain base model says what the trained model said."""
+def _check_outputs(form: Form, directory: Path, base_dir: Path, expected: Expectation) -> None:
+    """The plain libraries say of the files what the trained model said."""
     gc.collect()  # the trained model, if nobody holds it any more: two base models may not fit
-    base = AutoModelForCausalLM.from_pretrained(
-        base_dir, dtype=expected.dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
-    model = PeftModel.from_pretrained(base, adapter_dir).to(expected.device).eval()
+    model = form.open(directory, base_dir, expected.dtype).to(expected.device).eval()
     with torch.no_grad():
         logp = _plain_scores(model, expected.probe, expected.device)
     worst = float((logp - expected.logp).abs().max())
@@ -136,4 +135,4 @@ def _end(row: Encoded) -> Encoded:
 
 
 def _invalid(why: str) -> TrainingFailed:
-    return TrainingFailed("artifact_invalid", f"the published adapter was refused: {why}. Nothing can be fetched from this run.", "service")
+    return TrainingFailed("artifact_invalid", f"what was published was refused: {why}. Nothing can be fetched from this run.", "service")

@@ -57,9 +57,9 @@ class ArtifactUses(Context):
             return found(await tx.model_named(caller.project_id, name), "model", name, "model")
 
     async def _files_of(self, model: Model) -> list[Artifact]:
-        """What is beside a checkpoint's adapter is for resuming alone."""
+        """What is beside a checkpoint's adapter or model is for resuming alone."""
         listed = await self._listed(model.prefix or "")
-        return [artifact for artifact in listed if CHECKPOINT_MARK not in model.id or artifact.name.startswith("adapter/")]
+        return [artifact for artifact in listed if CHECKPOINT_MARK not in model.id or artifact.name.startswith(("adapter/", "model/"))]
 
     async def _listed(self, prefix: str) -> list[Artifact]:
         async with available():

@@ -22,7 +22,6 @@ from service.records import Caller, File
 from service.runtime import Capacity, RuntimeUnavailable
 from trainers.manifest import ManifestBroken
 from trainers.model_files import measure
-from trainers.plan import host_memory_bytes
 from trainers.spec import BaseModelRef, DatasetRef, DataSpec, TrainingSpec, TunesmithSpec
 
 Checks = tuple[Checked, Checked | None]
@@ -114,7 +113,7 @@ class EstimateUses(JobUses):
         return Known(
             sizes=await asyncio.to_thread(measure, model_dir),
             capacity=capacity,
-            node_memory=host_memory_bytes() if self.settings.ray_address is None else capacity.memory_bytes if capacity else None,
+            node_memory=devices.node_memory(self.settings, capacity),
             others=tuple(job.spec.tunesmith.resources for job in others),
             runs=tuple(runs),
             device=await asyncio.to_thread(self._device, on_gpu, capacity),

@@ -170,6 +170,8 @@ def adapter(spec: Row) -> str:
     """An adapter in one line."""
     targets = spec.get("target_modules")
     targets = ", ".join(cast("list[str]", targets)) if isinstance(targets, list) else targets
+    if spec.get("type") == "full":
+        return "full"
     return f"{spec.get('type')} r={spec.get('r')} alpha={spec.get('alpha')} dropout={spec.get('dropout')} on {targets}" if spec else ""
 
 

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs/{fine_tuning_job_id}/artifacts",
 
 @router.get("", response_model=wire.ArtifactList)
 async def list_artifacts(app: AppDep, caller: CallerDep, job_id: JobId) -> wire.ArtifactList:
-    """Name, size and SHA-256 of each published file; the adapter's are below `adapter/`."""
+    """Name, size and SHA-256 of each published file; an adapter's are below `adapter/`, a whole model's below `model/`."""
     artifacts = await app.list_artifacts(caller, job_id)
     return wire.ArtifactList(data=[convert.artifact_object(artifact) for artifact in artifacts], has_more=False)
 

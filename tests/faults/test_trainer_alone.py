@@ -20,6 +20,7 @@ from tests.small_run import Recorder, SmallRun, small_run
 from trainers import checkpoint, manifest
 from trainers.checkpoint import Checkpoints
 from trainers.failure import Stopped, TrainingFailed, classify
+from trainers.forms import AdapterForm, Form
 from trainers.local_storage import LocalStorage
 from trainers.loop import probe
 from trainers.manifest import ManifestBroken
@@ -27,6 +28,8 @@ from trainers.model import TrainingModel
 from trainers.spec import RunSpec
 from trainers.state import Cursor, MetricsRow, Snapshot, TrainingState
 from trainers.storage import open_storage
+
+FORM = AdapterForm(b"{}")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def snapshot(step: int, losses: dict[int, float] | None = None) -> Snapshot:
 
 def save(storage: LocalStorage, spec: RunSpec, steps: list[int], told: list[int], losses: dict[int, float] | None = None) -> None:
     """Write checkpoints one after the other, as a run does. Raises what befell it."""
-    saves = Checkpoints(storage, spec, b"{}", lambda step, *_: told.append(step), [])
+    saves = Checkpoints(storage, spec, FORM, lambda step, *_: told.append(step), [])
     for step in steps:
         saves.save(snapshot(step, losses))
         saves.wait()
@@ -88,11 +91,11 @@ def resumed(storage: LocalStorage, spec: RunSpec) -> int:
     """The step that the next run goes on from; its bytes are checked."""
     prefixes = objects.checkpoint_prefixes(storage, spec.job_id, spec.epoch + 1)
     refusals: list[str] = []
-    found = checkpoint.first_good(storage, prefixes, spec, refusals.append)
+    found = checkpoint.first_good(storage, prefixes, spec, FORM, refusals.append)
     assert not refusals, "what looks complete is complete"
     if found is None:
         return 0
-    assert float(found[1].adapter["w"][0]) == found[1].cursor.step
+    assert float(found[1].weights["w"][0]) == found[1].cursor.step
     return found[1].cursor.step
 
 
@@ -154,10 +157,10 @@ def full_after_8(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scratch has no room for the files of a checkpoint at step 8 or later."""
     whole = checkpoint.write_snapshot
 
-    def write(taken: Snapshot, config: bytes, directory: Path) -> None:
+    def write(taken: Snapshot, form: Form, directory: Path) -> None:
         if taken.cursor.step >= 8:
             raise OSError(errno.ENOSPC, "No space left on device", str(directory))
-        whole(taken, config, directory)
+        whole(taken, form, directory)
 
     monkeypatch.setattr(checkpoint, "write_snapshot", write)
 
@@ -172,7 +175,7 @@ def test_26_full_scratch_ends_the_run_and_keeps_the_last_checkpoint(small: Small
     assert failed.hint
     known = objects.checkpoint_prefixes(small.storage, spec.job_id, 2)
     assert [checkpoint.step_of(prefix) for prefix in known] == [4]
-    checkpoint.load(small.storage, known[0], spec)
+    checkpoint.load(small.storage, known[0], spec, FORM)
     assert set(Path(tempfile.gettempdir()).glob("tunesmith-checkpoint-*")) <= before, "scratch is given back"
 
 
@@ -323,8 +326,8 @@ def test_37_an_adapter_with_nothing_in_it_is_not_published(small: SmallRun, monk
 
     def hollow(self: TrainingState) -> Snapshot:
         taken = whole(self)
-        adapter = {"no tensors": {}, "tensors without numbers": {n: t[:0] for n, t in taken.adapter.items()}, "as it was": first}
-        return replace(taken, adapter=adapter[harm])
+        weights = {"no tensors": {}, "tensors without numbers": {n: t[:0] for n, t in taken.weights.items()}, "as it was": first}
+        return replace(taken, weights=weights[harm])
 
     loaded = TrainingModel.load
 
@@ -351,3 +354,28 @@ def test_checkpoints_come_by_time_and_the_best_one_stays(small: SmallRun, monkey
     assert len(steps) >= 3
     assert steps[-1] == 10
     assert objects.checkpoint_prefixes(open_storage(small.storage_url), spec.job_id, 2)[0].endswith("step-10")
+
+
+def stored(storage: LocalStorage, spec: RunSpec, facts: Any) -> str:
+    """A checkpoint of step 4 whose manifest says that a run with the settings `facts` wrote it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint.write_snapshot(snapshot(4), FORM, Path(scratch))
+        prefix = f"{spec.run_prefix}/checkpoints/step-4"
+        manifest.write(storage, prefix, Path(scratch), {"step": 4, "spec": facts})
+    return prefix
+
+
+def test_a_checkpoint_of_other_settings_is_refused_and_one_that_lacks_new_settings_is_not(small: SmallRun, tmp_path: Path) -> None:
+    """An older release wrote no word of what came later; what it meant is the default."""
+    spec, storage = small.spec(job="ftjob-settings"), LocalStorage(tmp_path)
+    older = spec.model_dump(mode="json")
+    del older["tunesmith"]["training"]["activation_checkpointing"]
+    assert checkpoint.load(storage, stored(storage, spec, older), spec, FORM).cursor.step == 4
+    elsewhere = {**older, "epoch": 9, "resolved": {**older["resolved"], "engine": "zero3"}}
+    second = LocalStorage(tmp_path / "elsewhere")
+    assert checkpoint.load(second, stored(second, spec, elsewhere), spec, FORM).cursor.step == 4
+    for change in ({"seed": spec.seed + 1}, {"invented": 1}, {"tunesmith": None}):
+        other = LocalStorage(tmp_path / next(iter(change)))
+        prefix = stored(other, spec, older | change)
+        with pytest.raises(ManifestBroken, match=r"other settings|another release"):
+            checkpoint.load(other, prefix, spec, FORM)

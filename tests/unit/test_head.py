@@ -64,7 +64,12 @@ def test_no_labels_give_no_scores() -> None:
     assert logp.shape == correct.shape == (0,)
 
 
-def test_a_head_that_is_trained_is_refused() -> None:
+@pytest.mark.parametrize("chunk", [None, 1, 4, LABELS, 100])
+def test_a_head_that_is_trained_gets_its_gradient_too(chunk: int | None) -> None:
     hidden, weight, labels = inputs()
-    with pytest.raises(AssertionError, match="frozen"):
-        token_logprobs(hidden, weight.requires_grad_(), labels)
+    weight.requires_grad_()
+    factors = torch.linspace(-1, 2, LABELS, dtype=torch.float64)
+    expected = torch.autograd.grad((-cross_entropy(hidden @ weight.t(), labels, reduction="none") * factors).sum(), (hidden, weight))
+    logp, correct = token_logprobs(hidden, weight, labels, chunk)
+    torch.testing.assert_close(torch.autograd.grad((logp * factors).sum(), (hidden, weight)), expected)
+    assert torch.equal(correct, (hidden @ weight.t()).argmax(1) == labels)

@@ -153,13 +153,13 @@ def gradients(model: Any) -> dict[str, Tensor]:
 
 
 def assert_same_training(ours: TrainingModel, plain: PeftModel, some: Batch) -> None:
-    ours.peft_model.zero_grad()
+    ours.network.zero_grad()
     plain.zero_grad()
     expected, loss = plain_loss(plain, some), our_loss(ours, some)
     expected.backward()
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
-    got, wanted = gradients(ours.peft_model), gradients(plain)
+    got, wanted = gradients(ours.network), gradients(plain)
     assert got.keys() == wanted.keys()
     for name, grad in wanted.items():
         assert (got[name] - grad).norm() <= 2e-5 * grad.norm(), name
@@ -234,7 +234,7 @@ def test_equal_rows_draw_their_own_dropout(make: Callable[[], Any]) -> None:
 
 def test_a_disabled_adapter_is_disabled_on_the_fast_path_too() -> None:
     ours, plain = pair(llama)
-    with ours.peft_model.disable_adapter(), plain.disable_adapter(), torch.no_grad():
+    with ours.network.disable_adapter(), plain.disable_adapter(), torch.no_grad():
         torch.testing.assert_close(our_loss(ours, BATCHES[0]), plain_loss(plain, BATCHES[0]))
     assert_same_training(ours, plain, BATCHES[0])
 
@@ -268,10 +268,10 @@ def test_loading_depends_on_the_seed_alone_and_leaves_the_generator_as_it_was(di
 
 def test_only_the_adapter_is_trained_and_its_names_are_pefts(directory: Path) -> None:
     model = load(directory)
-    assert model.adapter_state().keys() == get_peft_model_state_dict(model.peft_model).keys()
-    trained = [parameter for parameter in model.peft_model.parameters() if parameter.requires_grad]
+    assert model.adapter_state().keys() == get_peft_model_state_dict(model.network).keys()
+    trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
     assert {id(p) for p in trained} == {id(p) for p in model.trainable_parameters()}
-    assert {p.dtype for p in model.peft_model.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}
     assert not any("lm_head" in name for name in model.adapter_state())
 
 

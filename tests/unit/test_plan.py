@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sizes import SMOLLM2
+from tests.sizes import LLAMA_8B, SMOLLM2
 from tests.tiny_model import write_tiny_model
-from trainers.model_files import measure
-from trainers.plan import CPU_TOKENS, USABLE_SHARE, Adapters, Load, Shape
-from trainers.spec import AdapterSpec
+from trainers.model_files import Sizes, measure
+from trainers.plan import CPU_TOKENS, USABLE_SHARE, Adapters, Division, Load, Shape, choose_engine
+from trainers.spec import AdapterSpec, DeepSpeedSpec, EngineName, OffloadSpec, ResourceSpec, TrainingSpec, TunesmithSpec, ZeroSpec
 
 GIB = 2**30
 MEASURED = [
@@ -25,8 +26,12 @@ MEASURED = [
 ]
 
 
-def cpu(adapter: AdapterSpec | None = None) -> Load:
-    return Load.of(SMOLLM2, adapter or AdapterSpec(), on_cpu=True)
+def load(adapter: AdapterSpec | None = None, *, on_cpu: bool = True, sizes: Sizes = SMOLLM2) -> Load:
+    return Load.of(sizes, TunesmithSpec(adapter=adapter or AdapterSpec()), "torch", on_cpu=on_cpu)
+
+
+def cpu() -> Load:
+    return load()
 
 
 @pytest.mark.parametrize(("rows", "longest", "peak"), MEASURED)
@@ -70,12 +75,12 @@ def test_a_micro_batch_on_a_processor_is_bounded_by_tokens() -> None:
 def test_more_than_one_row_is_taken_only_where_it_fits(
     longest: int, rows: int, gib: int, on_cpu: bool, dropout: bool, parameters: int
 ) -> None:
-    load = replace(Load.of(SMOLLM2, AdapterSpec(dropout=0.1 if dropout else 0.0), on_cpu=on_cpu), parameters=parameters)
-    chosen = load.micro_batch(longest=longest, rows=rows, memory_bytes=gib * GIB)
+    asked = replace(load(AdapterSpec(dropout=0.1 if dropout else 0.0), on_cpu=on_cpu), parameters=parameters)
+    chosen = asked.micro_batch(longest=longest, rows=rows, memory_bytes=gib * GIB)
     assert 1 <= chosen <= rows
     # Above the activations the head grows too, up to its chunk: that is what the share that is not usable is for.
-    assert chosen == 1 or load.memory(chosen, longest).total <= gib * GIB
-    assert chosen == 1 or load.memory(chosen, longest).activations <= gib * GIB * USABLE_SHARE
+    assert chosen == 1 or asked.memory(chosen, longest).total <= gib * GIB
+    assert chosen == 1 or asked.memory(chosen, longest).activations <= gib * GIB * USABLE_SHARE
 
 
 def test_what_the_library_keeps_is_more_than_the_packed_form_keeps() -> None:
@@ -90,5 +95,58 @@ def test_what_the_library_keeps_is_more_than_the_packed_form_keeps() -> None:
 
 def test_logits_that_are_capped_exist_in_full() -> None:
     capped = replace(SMOLLM2, config={**SMOLLM2.config, "final_logit_softcapping": 30.0})
-    assert Load.of(capped, AdapterSpec(), on_cpu=True).memory(4, 512).head > 4 * 512 * 49152 * 12
+    assert load(sizes=capped).memory(4, 512).head > 4 * 512 * 49152 * 12
     assert cpu().memory(4, 512).head < 150 * 2**20
+
+
+def asked(workers: int = 1, gpus: int = 1, kind: str = "lora", **resources: Any) -> TunesmithSpec:
+    adapter = AdapterSpec.model_validate({"type": kind})
+    return TunesmithSpec(adapter=adapter, resources=ResourceSpec(workers=workers, gpus_per_worker=gpus, **resources))
+
+
+@pytest.mark.parametrize(
+    ("engine", "weights", "gradients", "optimizer"), [("torch", 1, 1, 1), ("zero1", 1, 1, 4), ("zero2", 1, 4, 4), ("zero3", 4, 4, 4)]
+)
+def test_each_stage_of_zero_divides_one_part_more(engine: EngineName, weights: int, gradients: int, optimizer: int) -> None:
+    assert Division.of(engine, 4) == Division(weights, gradients, optimizer)
+    assert Division.of(engine, 1) == Division()
+
+
+def test_memory_of_a_whole_model_falls_from_stage_to_stage() -> None:
+    spec, stages = asked(8, kind="full"), ("zero1", "zero2", "zero3")
+    found = [Load.of(LLAMA_8B, spec, engine, on_cpu=False).memory(1, 1024) for engine in stages]
+    assert sorted(found, key=lambda memory: -memory.total) == found
+    assert found[0].optimizer == LLAMA_8B.parameters // 8 * 16
+    assert found[2].weights < found[0].weights / 3
+    plain = Load.of(LLAMA_8B, spec, "torch", on_cpu=False).memory(1, 1024)
+    assert (plain.weights, plain.gradients, plain.optimizer) == tuple(LLAMA_8B.parameters * each for each in (4, 4, 8))
+
+
+def test_less_is_kept_when_it_is_asked_for() -> None:
+    thrifty = TunesmithSpec(training=TrainingSpec(activation_checkpointing=True))
+    needs = [Load.of(LLAMA_8B, spec, "torch", on_cpu=False).memory(4, 4096).activations for spec in (TunesmithSpec(), thrifty)]
+    assert needs[1] < needs[0] / 5
+    offload = DeepSpeedSpec(zero_optimization=ZeroSpec(offload_optimizer=OffloadSpec(device="cpu")))
+    assert Load.of(LLAMA_8B, asked(2, kind="full", deepspeed=offload), "zero2", on_cpu=False).memory(1, 16).optimizer == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "spec", "gib", "engine", "why"),
+    [
+        (SMOLLM2, asked(), 16, "torch", "one worker holds the whole base model"),
+        (SMOLLM2, asked(4), 16, "torch", "their gradients are summed"),
+        (SMOLLM2, asked(4), None, "torch", "their gradients are summed"),
+        (LLAMA_8B, asked(8), 16, "zero3", "a worker can't hold it all: optimizer state, gradients and weights are divided over 8"),
+        (LLAMA_8B, asked(8, kind="full"), 79, "zero2", "float32 masters"),
+        (LLAMA_8B, asked(8, kind="full"), 39, "zero3", "float32 masters"),
+        (LLAMA_8B, asked(4, gpus=0, kind="full"), 420, "torch", "summed"),
+        (LLAMA_8B, asked(4, gpus=0, kind="full"), 360, "zero2", "can't hold it all"),
+        (SMOLLM2, asked(2, deepspeed=DeepSpeedSpec()), 16, "zero2", "settings of DeepSpeed"),
+        (SMOLLM2, asked(2, engine="zero1"), 1, "zero1", "what the job names"),
+        (LLAMA_8B, asked(1), 8, "torch", "one worker"),
+    ],
+)
+def test_the_engine_follows_from_what_a_worker_holds(sizes: Sizes, spec: TunesmithSpec, gib: int | None, engine: str, why: str) -> None:
+    choice = choose_engine(sizes, spec, longest=1024, memory_bytes=None if gib is None else gib * GIB)
+    assert choice.engine == engine, choice
+    assert why in choice.why

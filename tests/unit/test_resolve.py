@@ -29,13 +29,13 @@ def test_auto_follows_the_rows(rows: int, epochs: int, batch: int) -> None:
 
 
 def test_what_was_asked_for_stays() -> None:
-    found = resolve(spec(n_epochs=2, batch_size=7, learning_rate_multiplier=0.5), data(100))
-    assert (found.n_epochs, found.batch_size, found.learning_rate, found.steps) == (2, 7, 5e-5, 30)
+    found = resolve(spec(n_epochs=2, batch_size=7, learning_rate_multiplier=0.5), data(100), "zero2")
+    assert (found.n_epochs, found.batch_size, found.learning_rate, found.steps, found.engine) == (2, 7, 5e-5, 30, "zero2")
 
 
 @settings(deadline=None)
 @given(st.integers(1, 5_000))
 def test_the_steps_are_those_of_the_sampler(rows: int) -> None:
-    found = resolve(spec(), data(rows))
+    found = resolve(spec(), data(rows), "torch")
     assert found.steps == Sampler(np.ones(rows, dtype=np.int64), found.batch_size, 0, found.n_epochs).steps
     assert found.learning_rate == 1e-4

@@ -79,6 +79,13 @@ def test_bodies_that_are_not_plain_json(server: Served, body: bytes) -> None:
     assert fault(post(server, body))["type"] == "invalid_request_error"
 
 
+ZERO = "tunesmith.resources.deepspeed.zero_optimization"
+
+
+def deepspeed(settings: dict[str, Any], engine: str = "auto") -> dict[str, Any]:
+    return {"tunesmith": {"resources": {"engine": engine, "deepspeed": {"zero_optimization": settings}}}}
+
+
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"model": None}, "model", "a string of 1 to 256 characters"),
     ({"training_file": 3}, "training_file", "a string"),
@@ -126,6 +133,16 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tunesmith": {"adapter": {"dropout": "0.1"}}}, "tunesmith.adapter.dropout", "a number"),
     ({"tunesmith": {"adapter": {"dropout": True}}}, "tunesmith.adapter.dropout", "a number"),
     ({"tunesmith": {"adapter": {"type": "lorra"}}}, "tunesmith.adapter.type", '"lora"'),
+    ({"tunesmith": {"adapter": {"type": "full", "r": 8}}}, "tunesmith.adapter", "has no r"),
+    (deepspeed({"offload_optimizer": {"device": "nvme"}}), f"{ZERO}.offload_optimizer.device", '"cpu"'),
+    (deepspeed({"offload_optimizer": {"device": "cpu", "nvme_path": "/x"}}), f"{ZERO}.offload_optimizer.nvme_path", "Unknown field"),
+    (deepspeed({"stage": 3}), f"{ZERO}.stage", "Unknown field"),
+    (deepspeed({"reduce_bucket_size": 1.5}), f"{ZERO}.reduce_bucket_size", "an integer"),
+    (deepspeed({"sub_group_size": 10**6}, "zero2"), "tunesmith.resources", "a setting of zero3"),
+    (deepspeed({"zero_quantized_weights": True}, "zero3"), "tunesmith.resources", "needs GPUs"),
+    (deepspeed({}, "torch"), "tunesmith.resources", "which takes none"),
+    ({"tunesmith": {"resources": {"deepspeed": {"hostfile": "/x"}}}}, "tunesmith.resources.deepspeed.hostfile", "Unknown field"),
+    ({"tunesmith": {"resources": {"deepspeed": {"launcher": "pdsh"}}}}, "tunesmith.resources.deepspeed.launcher", "Unknown field"),
     ({"tunesmith": {"adapter": {"target_modules": ["q_proj", 3]}}}, "tunesmith.adapter.target_modules[1]", "a string"),
     ({"tunesmith": {"adapter": {"target_modules": "q_proj"}}}, "tunesmith.adapter.target_modules", '"all-linear" or a list'),
     ({"tunesmith": {"evaluation": {"early_stopping": {"patienc": 3}}}}, "tunesmith.evaluation.early_stopping.patienc", "'patience'"),

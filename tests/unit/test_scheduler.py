@@ -44,7 +44,7 @@ class Validated:
     """A data check that finds nothing wrong."""
 
     async def check(self, job: Job) -> tuple[Job, list[Notice]]:
-        return advance(job, JobStatus.QUEUED, dataset=DATA, resolved=resolve(job.spec, DATA)), [Notice("Files validated")]
+        return advance(job, JobStatus.QUEUED, dataset=DATA, resolved=resolve(job.spec, DATA, "torch")), [Notice("Files validated")]
 
 
 @dataclass

@@ -18,6 +18,7 @@ from service.records import File
 from service.settings import Settings
 from service.store import Store, StoreUnavailable
 from service.validation import Validation
+from tests.fake_runtime import FakeRuntime
 from tests.tiny_chat import CHATML, chat_row, write_chat_model
 from trainers import manifest
 from trainers.data import fetch_dataset
@@ -90,7 +91,7 @@ async def world_on(storage: LocalStorage, tmp_path: Path) -> AsyncIterator[World
     store = Store(f"sqlite+aiosqlite:///{tmp_path / 'jobs.db'}")
     await store.migrate()
     manifest.write(storage, BASE.prefix, write_chat_model(tmp_path / "model"), {})
-    yield World(store, storage, settings, Validation(store, storage, settings))
+    yield World(store, storage, settings, Validation(store, storage, FakeRuntime(), settings))
     await store.close()
 
 
@@ -278,7 +279,7 @@ async def test_a_cancelled_check_leaves_nothing(world: World, tmp_path: Path) ->
 async def test_what_a_dead_gateway_left_in_scratch_is_removed(world: World) -> None:
     left = world.settings.data_dir / "scratch" / "check-old" / "dataset"
     left.mkdir(parents=True)
-    Validation(world.store, world.storage, world.settings)
+    Validation(world.store, world.storage, FakeRuntime(), world.settings)
     assert not left.exists()
 
 

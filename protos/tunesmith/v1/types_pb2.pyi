@@ -29,6 +29,7 @@ class AdapterType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ADAPTER_TYPE_UNSPECIFIED: _ClassVar[AdapterType]
     ADAPTER_TYPE_LORA: _ClassVar[AdapterType]
+    ADAPTER_TYPE_FULL: _ClassVar[AdapterType]
 
 class Schedule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -48,6 +49,9 @@ class Engine(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ENGINE_UNSPECIFIED: _ClassVar[Engine]
     ENGINE_TORCH: _ClassVar[Engine]
+    ENGINE_ZERO1: _ClassVar[Engine]
+    ENGINE_ZERO2: _ClassVar[Engine]
+    ENGINE_ZERO3: _ClassVar[Engine]
 
 class PlacementStrategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -78,6 +82,11 @@ class ErrorCause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_CAUSE_RESOURCE: _ClassVar[ErrorCause]
     ERROR_CAUSE_INFRASTRUCTURE: _ClassVar[ErrorCause]
     ERROR_CAUSE_SERVICE: _ClassVar[ErrorCause]
+
+class OffloadDevice(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OFFLOAD_DEVICE_UNSPECIFIED: _ClassVar[OffloadDevice]
+    OFFLOAD_DEVICE_CPU: _ClassVar[OffloadDevice]
 
 class DataFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -112,6 +121,7 @@ JOB_STATUS_FAILED: JobStatus
 JOB_STATUS_CANCELLED: JobStatus
 ADAPTER_TYPE_UNSPECIFIED: AdapterType
 ADAPTER_TYPE_LORA: AdapterType
+ADAPTER_TYPE_FULL: AdapterType
 SCHEDULE_UNSPECIFIED: Schedule
 SCHEDULE_COSINE: Schedule
 SCHEDULE_LINEAR: Schedule
@@ -122,6 +132,9 @@ OVERLONG_DROP: Overlong
 OVERLONG_ERROR: Overlong
 ENGINE_UNSPECIFIED: Engine
 ENGINE_TORCH: Engine
+ENGINE_ZERO1: Engine
+ENGINE_ZERO2: Engine
+ENGINE_ZERO3: Engine
 PLACEMENT_STRATEGY_UNSPECIFIED: PlacementStrategy
 PLACEMENT_STRATEGY_PACK: PlacementStrategy
 PLACEMENT_STRATEGY_SPREAD: PlacementStrategy
@@ -140,6 +153,8 @@ ERROR_CAUSE_CONFIG: ErrorCause
 ERROR_CAUSE_RESOURCE: ErrorCause
 ERROR_CAUSE_INFRASTRUCTURE: ErrorCause
 ERROR_CAUSE_SERVICE: ErrorCause
+OFFLOAD_DEVICE_UNSPECIFIED: OffloadDevice
+OFFLOAD_DEVICE_CPU: OffloadDevice
 DATA_FORMAT_UNSPECIFIED: DataFormat
 DATA_FORMAT_JSONL: DataFormat
 DATA_FORMAT_JSON: DataFormat
@@ -192,7 +207,7 @@ class AdapterSpec(_message.Message):
     def __init__(self, type: _Optional[_Union[AdapterType, str]] = ..., r: _Optional[int] = ..., alpha: _Optional[int] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrainingSpec(_message.Message):
-    __slots__ = ("learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "max_length", "overlong")
+    __slots__ = ("learning_rate", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "max_length", "overlong", "activation_checkpointing")
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     WARMUP_RATIO_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +215,7 @@ class TrainingSpec(_message.Message):
     MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     OVERLONG_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
     learning_rate: float
     schedule: Schedule
     warmup_ratio: float
@@ -207,7 +223,8 @@ class TrainingSpec(_message.Message):
     max_grad_norm: float
     max_length: int
     overlong: Overlong
-    def __init__(self, learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[Schedule, str]] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., overlong: _Optional[_Union[Overlong, str]] = ...) -> None: ...
+    activation_checkpointing: bool
+    def __init__(self, learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[Schedule, str]] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., overlong: _Optional[_Union[Overlong, str]] = ..., activation_checkpointing: _Optional[bool] = ...) -> None: ...
 
 class CheckpointSpec(_message.Message):
     __slots__ = ("every_steps", "keep", "every_seconds", "keep_best")
@@ -237,8 +254,52 @@ class EvaluationSpec(_message.Message):
     early_stopping: EarlyStopping
     def __init__(self, every_steps: _Optional[int] = ..., early_stopping: _Optional[_Union[EarlyStopping, _Mapping]] = ...) -> None: ...
 
+class OffloadSpec(_message.Message):
+    __slots__ = ("device", "pin_memory")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PIN_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    device: OffloadDevice
+    pin_memory: bool
+    def __init__(self, device: _Optional[_Union[OffloadDevice, str]] = ..., pin_memory: _Optional[bool] = ...) -> None: ...
+
+class ZeroSpec(_message.Message):
+    __slots__ = ("offload_optimizer", "offload_param", "overlap_comm", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance", "zero_quantized_weights", "zero_quantized_gradients", "zero_hpz_partition_size")
+    OFFLOAD_OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    OFFLOAD_PARAM_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_COMM_FIELD_NUMBER: _ClassVar[int]
+    REDUCE_BUCKET_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ALLGATHER_BUCKET_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SUB_GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STAGE3_PREFETCH_BUCKET_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STAGE3_PARAM_PERSISTENCE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    STAGE3_MAX_LIVE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    STAGE3_MAX_REUSE_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    ZERO_QUANTIZED_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    ZERO_QUANTIZED_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    ZERO_HPZ_PARTITION_SIZE_FIELD_NUMBER: _ClassVar[int]
+    offload_optimizer: OffloadSpec
+    offload_param: OffloadSpec
+    overlap_comm: bool
+    reduce_bucket_size: int
+    allgather_bucket_size: int
+    sub_group_size: int
+    stage3_prefetch_bucket_size: int
+    stage3_param_persistence_threshold: int
+    stage3_max_live_parameters: int
+    stage3_max_reuse_distance: int
+    zero_quantized_weights: bool
+    zero_quantized_gradients: bool
+    zero_hpz_partition_size: int
+    def __init__(self, offload_optimizer: _Optional[_Union[OffloadSpec, _Mapping]] = ..., offload_param: _Optional[_Union[OffloadSpec, _Mapping]] = ..., overlap_comm: _Optional[bool] = ..., reduce_bucket_size: _Optional[int] = ..., allgather_bucket_size: _Optional[int] = ..., sub_group_size: _Optional[int] = ..., stage3_prefetch_bucket_size: _Optional[int] = ..., stage3_param_persistence_threshold: _Optional[int] = ..., stage3_max_live_parameters: _Optional[int] = ..., stage3_max_reuse_distance: _Optional[int] = ..., zero_quantized_weights: _Optional[bool] = ..., zero_quantized_gradients: _Optional[bool] = ..., zero_hpz_partition_size: _Optional[int] = ...) -> None: ...
+
+class DeepSpeedSpec(_message.Message):
+    __slots__ = ("zero_optimization",)
+    ZERO_OPTIMIZATION_FIELD_NUMBER: _ClassVar[int]
+    zero_optimization: ZeroSpec
+    def __init__(self, zero_optimization: _Optional[_Union[ZeroSpec, _Mapping]] = ...) -> None: ...
+
 class ResourceSpec(_message.Message):
-    __slots__ = ("workers", "gpus_per_worker", "cpus_per_worker", "engine", "min_workers", "placement", "accelerator_type", "labels")
+    __slots__ = ("workers", "gpus_per_worker", "cpus_per_worker", "engine", "deepspeed", "min_workers", "placement", "accelerator_type", "labels")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +311,7 @@ class ResourceSpec(_message.Message):
     GPUS_PER_WORKER_FIELD_NUMBER: _ClassVar[int]
     CPUS_PER_WORKER_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    DEEPSPEED_FIELD_NUMBER: _ClassVar[int]
     MIN_WORKERS_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -258,11 +320,12 @@ class ResourceSpec(_message.Message):
     gpus_per_worker: int
     cpus_per_worker: int
     engine: Engine
+    deepspeed: DeepSpeedSpec
     min_workers: int
     placement: PlacementStrategy
     accelerator_type: str
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, workers: _Optional[int] = ..., gpus_per_worker: _Optional[int] = ..., cpus_per_worker: _Optional[int] = ..., engine: _Optional[_Union[Engine, str]] = ..., min_workers: _Optional[int] = ..., placement: _Optional[_Union[PlacementStrategy, str]] = ..., accelerator_type: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, workers: _Optional[int] = ..., gpus_per_worker: _Optional[int] = ..., cpus_per_worker: _Optional[int] = ..., engine: _Optional[_Union[Engine, str]] = ..., deepspeed: _Optional[_Union[DeepSpeedSpec, _Mapping]] = ..., min_workers: _Optional[int] = ..., placement: _Optional[_Union[PlacementStrategy, str]] = ..., accelerator_type: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class MappingSpec(_message.Message):
     __slots__ = ("prompt", "completion", "system", "messages", "role", "content", "roles")
