@@ -230,29 +230,20 @@ def _checkpoint(update: _Update, saved: pb.CheckpointSaved, result: dict[str, An
 
 
 def _finished(update: _Update, finished: pb.Finished, result: dict[str, Any]) -> None:
-    _tell_held(update)
-    update.run["outcome"] = {
-        "kind": "finished",
-        "trained_tokens": finished.trained_tokens,
-        "result": result,
-        "stopped_early": finished.stopped_early,
-    }
+    words = {"trained_tokens": finished.trained_tokens, "result": result, "stopped_early": finished.stopped_early}
+    _end(update, {"kind": "finished", **words})
 
 
 def _failed(update: _Update, failed: pb.Failed, result: dict[str, Any]) -> None:
+    words = {name: getattr(failed, name) for name in ("code", "message", "cause", "rank", "traceback")}
+    _end(update, {"kind": "failed", **words, "node": failed.node or None, "hint": failed.hint or None})
+
+
+def _end(update: _Update, outcome: dict[str, Any]) -> None:
+    """The run's last word, if it is the first: what its driver says after it, or its death makes others say, is the echo."""
     _tell_held(update)
-    if update.outcome is not None:
-        return  # the first word counts: what comes after it, from the driver, is the echo
-    update.run["outcome"] = {
-        "kind": "failed",
-        "code": failed.code,
-        "message": failed.message,
-        "cause": failed.cause,
-        "rank": failed.rank,
-        "node": failed.node or None,
-        "hint": failed.hint or None,
-        "traceback": failed.traceback,
-    }
+    if update.outcome is None:
+        update.outcome = update.run["outcome"] = outcome
 
 
 def _notice(update: _Update, notice: pb.Notice, result: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,12 @@ class SmallRun:
     def execute(self, spec: RunSpec, reporter: Recorder | None = None) -> Recorder:
         """Run it here, alone; what it told."""
         reporter = reporter or Recorder()
-        execute(spec, self.storage, reporter, Place(0, 1, torch.device("cpu"), self.directory / "cache"))
+        try:
+            execute(spec, self.storage, reporter, Place(0, 1, torch.device("cpu"), self.directory / "cache"))
+        finally:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":
+                    thread.join()  # as the end of a process does: one that was stopped may still be writing
         return reporter
 
     def adapter_sha256(self, spec: RunSpec) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -124,6 +124,15 @@ class World:
             return [event.message for event in (await tx.list_events(job_id, after=None, limit=100)).items]
 
 
+@asynccontextmanager
+async def world_of(settings: Settings) -> AsyncIterator[World]:
+    store = Store(settings.database)
+    await store.migrate()
+    storage = open_storage(settings.storage)
+    yield World(store, storage, FakeRuntime(), settings, RunReports(store, storage, Metrics(), lambda: None), [])
+    await store.close()
+
+
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     settings = Settings(
@@ -136,11 +145,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         run_silence=timedelta(seconds=60),
         max_retries=2,
     )
-    store = Store(settings.database)
-    await store.migrate()
-    storage = open_storage(settings.storage)
-    yield World(store, storage, FakeRuntime(), settings, RunReports(store, storage, Metrics(), lambda: None), [])
-    await store.close()
+    async with world_of(settings) as made:
+        yield made
 
 
 @pytest.fixture
@@ -253,6 +259,18 @@ async def test_a_fault_of_the_job_is_not_tried_again(world: World, scheduler: Sc
     assert (ended.error.code, ended.epoch) == ("nan_loss", 1)
 
 
+async def test_of_two_last_words_the_first_one_counts(world: World, scheduler: Scheduler) -> None:
+    job = await running(world)
+    stuck = pb.Failed(code="run_stuck", message="rank 1 hangs", cause="infrastructure", rank=1, node="node-b", hint="look")
+    echo = pb.Failed(code="worker_lost", message="a worker died", cause="infrastructure")
+    await world.tell(job, pb.RunReport(seq=2, failed=stuck), pb.RunReport(seq=3, failed=echo))
+    await world.until_is(job.id, JobStatus.STARTING, epoch=2)
+    async with world.store.read() as tx:
+        [told] = await tx.detailed([await tx.any_job(job.id)])
+    first = told.attempts[0]
+    assert (first.code, first.rank, first.node, first.hint, first.last_good_step) == ("run_stuck", 1, "node-b", "look", 0)
+
+
 async def test_a_silent_run_is_killed_and_started_again(world: World, scheduler: Scheduler) -> None:
     world.settings.__dict__["run_silence"] = timedelta(seconds=0.3)
     job = await running(world)
@@ -345,13 +363,29 @@ async def test_a_job_that_the_service_stumbles_over_is_given_up(world: World, mo
     await stop(task)
 
 
-async def test_two_schedulers_start_each_job_once(world: World) -> None:
-    world.runtime.total = Capacity(cpus=1000, gpus=0, nodes=500)
-    tasks = [asyncio.create_task(world.scheduler().run()) for _ in range(2)]
-    ids = [await world.post(number, ResourceSpec(cpus_per_worker=1)) for number in range(30)]
-    for job_id in ids:
-        await world.until(job_id, lambda job: f"{job.id}-1" in world.runtime.runs)
-    assert sorted(spec.run_id for spec in world.runtime.launched) == sorted(f"{job_id}-1" for job_id in ids)
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def shared(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """A world on either database."""
+    url = {} if request.param == "sqlite" else {"database": request.getfixturevalue("postgres_url")}
+    async with world_of(Settings(data_dir=tmp_path, lease_ttl=timedelta(seconds=60), **url)) as made:
+        yield made
+
+
+async def test_19_two_schedulers_start_each_of_300_jobs_once(shared: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.driver.GLANCE", timedelta(minutes=1))  # 300 runs that are looked at each second are not what is tried
+    shared.runtime.total = Capacity(cpus=1000, gpus=0, nodes=500)
+    ids = [await shared.post(number, ResourceSpec(cpus_per_worker=1)) for number in range(300)]
+    tasks = [asyncio.create_task(shared.scheduler().run()) for _ in range(2)]
+    expected = sorted(f"{job_id}-1" for job_id in ids)
+    async with asyncio.timeout(200):
+        while len(shared.runtime.launched) < len(expected):
+            await asyncio.sleep(0.1)
+    assert sorted(spec.run_id for spec in shared.runtime.launched) == expected
+    async with shared.store.read() as tx:
+        owners = {job.lease_owner for job in await tx.jobs_in([JobStatus.STARTING])}
+        runs = [await tx.list_runs(job_id) for job_id in ids]
+    assert owners == {scheduler.owner for scheduler in shared.schedulers}, "both took their share"
+    assert [len(of_job) for of_job in runs] == [1] * 300
     for task in tasks:
         await stop(task)
 
