@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from service.runtime import Capacity
 from tests.fake_run import FakeRun, until
-from tests.gateway import Gateway
+from tests.gateway import Gateway, running_gateway
 
 TWEETS = Path(__file__).parents[1] / "examples" / "tweets"
+
+
+@contextmanager
+def gateway_of_many_runs(directory: Path) -> Iterator[Gateway]:
+    """A gateway with room for the runs and the watchers of a whole file of tests."""
+    with running_gateway(directory, max_streams=300, retry_backoff=0.05) as gateway:
+        gateway.runtime.total = Capacity(cpus=64, gpus=0, nodes=32)
+        yield gateway
 
 
 def launched(gateway: Gateway, *others: Gateway) -> FakeRun:

@@ -1,4 +1,4 @@
-"""An https endpoint on loopback that keeps what it is sent; set SSL_CERT_FILE to its `certificate` to trust it."""
+"""An https endpoint on loopback that keeps what it is sent, and that this process trusts meanwhile."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+import pytest
 
 from tests.https_server import https_server
 
@@ -18,7 +20,6 @@ class Receiver:
     """What came, and what is answered: `answers` in turn, 200 when they are used up."""
 
     url: str
-    certificate: Path
     answers: list[int] = field(default_factory=list)
     received: list[tuple[dict[str, str], str]] = field(default_factory=list)
     """Headers in lower case, and the body, of each request."""
@@ -37,8 +38,9 @@ class Receiver:
 
 @contextmanager
 def receiving(directory: Path) -> Iterator[Receiver]:
-    """A receiver on a free port."""
-    with https_server(directory) as server:
-        receiver = Receiver(server.url(PATH), server.certificate)
+    """A receiver on a free port, whose certificate is the one authority that is trusted while the block lasts."""
+    with https_server(directory) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(server.certificate))
+        receiver = Receiver(server.url(PATH))
         server.answers[PATH] = receiver.take
         yield receiver

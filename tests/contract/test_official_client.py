@@ -89,8 +89,7 @@ def drives(*names: str) -> Callable[[Scenario], Scenario]:
 
 @pytest.fixture(scope="module")
 def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
-    with receiving(tmp_path_factory.mktemp("receiver")) as running, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSL_CERT_FILE", str(running.certificate))
+    with receiving(tmp_path_factory.mktemp("receiver")) as running:
         yield running
 
 

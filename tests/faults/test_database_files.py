@@ -20,6 +20,7 @@ from service.store.tables import metadata
 from tests.faults.posting import JOBS, job_body, post, upload
 from tests.faults.process import ROOT, Site
 from tests.gateway import running_gateway
+from tests.small_disk import small_disk_at
 
 STATEMENTS = (2, 7, 13, 21, 30, 39)
 """Of a migration from nothing, at which it is killed."""
@@ -66,14 +67,8 @@ def test_24_a_corrupt_page(new_site: Callable[..., Site]) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """8 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tunesmith-test", disk], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"may not mount: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with small_disk_at(tmp_path / "disk", megabytes=8) as disk:
+        yield disk
 
 
 def test_25_the_database_on_a_full_disk(new_site: Callable[..., Site], small_disk: Path) -> None:

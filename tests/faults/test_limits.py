@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -19,6 +18,7 @@ from tests.fake_run import FakeRun, until
 from tests.faults.posting import JOBS, ended, job_body, post, upload
 from tests.faults.process import Site
 from tests.gateway import Gateway, running_gateway
+from tests.small_disk import small_disk_at
 
 
 @pytest.fixture
@@ -29,14 +29,8 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
 
 @pytest.fixture
 def small_spool(gateway: Gateway) -> Iterator[Path]:
-    """1 MB."""
-    spool = gateway.settings.spool_dir
-    spool.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tunesmith-test", spool], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"may not mount: {mounted.stderr.strip()}")
-    yield spool
-    subprocess.run(["umount", "-l", spool], check=True)
+    with small_disk_at(gateway.settings.spool_dir, megabytes=1) as spool:
+        yield spool
 
 
 def send_file(client: httpx.Client, size: int, declared: bool) -> httpx.Response:

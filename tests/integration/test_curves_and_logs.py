@@ -14,7 +14,7 @@ import pytest
 from protos.tunesmith.v1 import runs_pb2 as pb
 from service.runtime import Capacity, RunState
 from tests.fake_run import FakeRun, in_phase, until
-from tests.followers import TWEETS, in_background, launched, text_of, watching
+from tests.followers import TWEETS, gateway_of_many_runs, in_background, launched, text_of, watching
 from tests.gateway import Gateway, running_gateway
 from trainers.run_log import RunLog, piece_key
 from trainers.spec import logs_prefix
@@ -22,8 +22,7 @@ from trainers.spec import logs_prefix
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with running_gateway(tmp_path_factory.mktemp("streams"), max_streams=300, retry_backoff=0.05) as running:
-        running.runtime.total = Capacity(cpus=64, gpus=0, nodes=32)
+    with gateway_of_many_runs(tmp_path_factory.mktemp("streams")) as running:
         yield running
 
 

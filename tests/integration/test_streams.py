@@ -16,16 +16,14 @@ import sqlalchemy as sa
 
 from service import watches
 from service.jobs import JobStatus, JobUpdate
-from service.runtime import Capacity
 from tests.fake_run import until
-from tests.followers import events_of, follow, in_background, launched, listed, messages, text_of, watching
+from tests.followers import events_of, follow, gateway_of_many_runs, in_background, launched, listed, messages, text_of, watching
 from tests.gateway import Gateway, running_gateway
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with running_gateway(tmp_path_factory.mktemp("streams"), max_streams=300, retry_backoff=0.05) as running:
-        running.runtime.total = Capacity(cpus=64, gpus=0, nodes=32)
+    with gateway_of_many_runs(tmp_path_factory.mktemp("streams")) as running:
         yield running
 
 

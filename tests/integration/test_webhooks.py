@@ -22,8 +22,7 @@ TWEETS = Path(__file__).parents[2] / "examples" / "tweets"
 
 @pytest.fixture(scope="module")
 def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
-    with receiving(tmp_path_factory.mktemp("receiver")) as running, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSL_CERT_FILE", str(running.certificate))
+    with receiving(tmp_path_factory.mktemp("receiver")) as running:
         yield running
 
 

@@ -15,8 +15,7 @@ from tests.webhook_receiver import Receiver, receiving
 
 @pytest.fixture(scope="module")
 def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
-    with receiving(tmp_path_factory.mktemp("receiver")) as running, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSL_CERT_FILE", str(running.certificate))
+    with receiving(tmp_path_factory.mktemp("receiver")) as running:
         yield running
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.small_disk import small_disk_at
 from trainers.local_storage import LocalStorage
 from trainers.storage import INCOMING, NoSuchObject, ObjectExists, StorageDenied, StorageFull, StorageUnavailable, open_storage
 
@@ -182,13 +183,8 @@ def test_opening_a_store_leaves_the_writes_of_others_alone(storage: LocalStorage
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tunesmith-test", disk], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"may not mount: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with small_disk_at(tmp_path / "disk", megabytes=1) as disk:
+        yield disk
 
 
 def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
