@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from service.jobs import Job, JobError, JobStatus, Notice, advance
@@ -13,6 +14,27 @@ from service.store.runs import Run
 
 PREEMPTED = "preempted"
 """Code of a run whose node went away: no fault of anybody, so it costs none of the retries."""
+
+
+class Departure(StrEnum):
+    """Why the service asks a run to write a checkpoint and leave; the code of what it ends with."""
+
+    OUTRANKED = "outranked"
+    """A job of higher priority needs the devices."""
+    GROWING = "growing"
+    """There is room for more of the job's workers."""
+    MAX_DURATION = "max_duration_exceeded"
+    DEADLINE = "deadline_exceeded"
+
+
+_YIELDS = {
+    Departure.OUTRANKED: "made room for a job of higher priority",
+    Departure.GROWING: "left to go on with more workers",
+}
+_OUT_OF_TIME = {
+    Departure.MAX_DURATION: ("its runs have held their workers for the {limits.max_duration} s that it was given", "max_duration"),
+    Departure.DEADLINE: ("it has not succeeded within the {limits.deadline} s that it was given", "deadline"),
+}
 
 
 def result_file(job: Job, result: dict[str, Any]) -> File:
@@ -48,6 +70,34 @@ def paused_job(job: Job, last_saved: int) -> tuple[Job, list[Notice]]:
     return paused, [Notice("The job has been paused")]
 
 
+def limit_error(limit: Departure, job: Job, last_saved: int) -> JobError:
+    """The error of a job that has used up the time it was given; `last_saved` is the step of its newest checkpoint."""
+    words, name = _OUT_OF_TIME[limit]
+    kept = f"The checkpoint at step {last_saved} is kept. " if last_saved else ""
+    return JobError(
+        code=limit.value,
+        message=words.format(limits=job.spec.tunesmith.limits),
+        param=f"tunesmith.limits.{name}",
+        cause="config",
+        hint=f"{kept}Give a new job a larger {name}, more workers or fewer epochs.",
+        last_good_step=last_saved if job.epoch else None,
+    )
+
+
+def yielded_job(job: Job, run: Run, why: Departure, last_saved: int, now: float) -> tuple[Job, list[Notice]]:
+    """The job back in the queue, at its old place, after its run has left for the sake of a job of higher priority, or of more workers."""
+    onward = f"go on from step {last_saved}" if last_saved else "start afresh"
+    queued = advance(
+        job,
+        JobStatus.QUEUED,
+        not_before=now,
+        reason=f"{_YIELDS[why]}: it will {onward}",
+        lease_owner=None,
+        progress=job.progress.model_copy(update={"stage": "", "eta_seconds": None}),
+    )
+    return queued, [Notice(f"Run {run.epoch} has {_YIELDS[why]}. The job will {onward}.")]
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """How often a job is tried again."""
@@ -67,7 +117,8 @@ def stalls(runs: Sequence[Run], last_saved: int, *, preempted: bool) -> int:
         saved = next((later.resumed_step for later in runs[number:] if later.resumed_step is not None), last_saved)
         gained = run.last_step > furthest or saved > (run.resumed_step or 0)
         furthest = max(furthest, run.last_step)
-        counts = run.outcome is not None and (run.outcome.get("code") == PREEMPTED) is preempted
+        code = (run.outcome or {}).get("code")
+        counts = run.outcome is not None and code not in _YIELDS and (code == PREEMPTED) is preempted
         streak = 0 if gained else streak + counts
     return streak
 
@@ -107,7 +158,6 @@ def requeued_job(job: Job, run: Run, last_saved: int, backoff: float, now: float
         JobStatus.QUEUED,
         infra_failures=job.infra_failures if preempted else 1 if progressed else job.infra_failures + 1,
         not_before=now + backoff,
-        queued_at=now,
         reason=f"waiting to be tried again: {cause}",
         lease_owner=None,
         progress=job.progress.model_copy(update={"stage": "", "eta_seconds": None}),

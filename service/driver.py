@@ -20,7 +20,19 @@ from typing import Any, Protocol
 import structlog
 
 from service import objects, run_logs
-from service.conclude import Budget, failed_job, failure, given_up, paused_job, requeued_job, result_file, succeeded_notices
+from service.conclude import (
+    Budget,
+    Departure,
+    failed_job,
+    failure,
+    given_up,
+    limit_error,
+    paused_job,
+    requeued_job,
+    result_file,
+    succeeded_notices,
+    yielded_job,
+)
 from service.gangs import gang_of
 from service.jobs import FINAL, ON_RAY, TRANSITIONS, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
@@ -125,7 +137,7 @@ class Driver:
 
     async def _watch(self, job: Job) -> None:
         """Until the run has said its last word, or has fallen silent."""
-        run_id, since = f"{job.id}-{job.epoch}", time.monotonic()
+        run_id, since, earlier = f"{job.id}-{job.epoch}", time.monotonic(), await self._held_before(job)
         while True:
             seen = await self._observe(run_id)
             job, run = await self._read_run(job.id)
@@ -133,27 +145,86 @@ class Driver:
                 return
             if run.outcome is not None:
                 return await self._conclude(job, run)
+            if run.leaving is not None:
+                return await self._depart(job)
+            if (limit := self._limit_reached(job, run, earlier)) is not None:
+                await self._ask_to_leave(job, limit)
+                continue
             outcome = self._lost_outcome(run, seen, time.monotonic() - since)
             if outcome is not None:
                 return await self._lost(job, run, outcome)
             await self._glance()
 
     async def _pause(self, job: Job) -> None:
-        """PAUSING: the run writes a checkpoint and leaves, or is killed when it takes too long; its last word still counts."""
+        """PAUSING ends when the run has left."""
+        if (left := await self._left(job, {JobStatus.PAUSING})) is not None:
+            await self._rest(*left)
+
+    async def _depart(self, job: Job) -> None:
+        """The run was asked to leave: its job goes back to the queue, or has used up its time."""
+        left = await self._left(job, {JobStatus.STARTING, JobStatus.RUNNING})
+        if left is None:
+            return
+        job, run = left
+        assert run.leaving is not None
+        why, tail = Departure(run.leaving), await self._log_tail(run)
+        async with self._writing() as tx:
+            current = await self._still(tx, job)
+            last_saved = await self._last_saved(tx, job.id)
+            outcome = {"kind": "stopped", "code": why.value, "last_good_step": last_saved, "log_tail": tail}
+            await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
+            if why in (Departure.MAX_DURATION, Departure.DEADLINE):
+                changed, notices = failed_job(current, limit_error(why, current, last_saved), tx.time)
+            else:
+                changed, notices = yielded_job(current, run, why, last_saved, tx.time)
+            await tx.apply(current, changed, notices)
+        if changed.status is JobStatus.FAILED:
+            self._ended(job.id, "failed")
+        else:
+            self._metrics.run_ended(why.value)
+
+    async def _left(self, job: Job, states: set[JobStatus]) -> tuple[Job, Run] | None:
+        """Once nothing of the run is left: it writes a checkpoint and leaves, or is killed when it takes too long.
+
+        None when its last word has counted, or when the job has left the `states`.
+        """
         run_id, since = f"{job.id}-{job.epoch}", time.monotonic()
         while True:
             seen = await self._observe(run_id)
             job, run = await self._read_run(job.id)
-            if job.status is not JobStatus.PAUSING:
-                return
+            if job.status not in states:
+                return None
             if run.outcome is not None and run.outcome.get("cause") != "infrastructure":
-                return await self._conclude(job, run)
+                await self._conclude(job, run)
+                return None
             if seen is not None and not seen.alive:
-                return await self._rest(job, run)
+                return job, run
             if time.monotonic() - since > self._pause_grace(run).total_seconds():
                 with suppress(RuntimeUnavailable):
                     await self._runtime.stop(run_id)
             await self._glance()
+
+    async def _held_before(self, job: Job) -> float:
+        """Seconds that the job's earlier runs have held their workers."""
+        async with self._store.read() as tx:
+            runs = await tx.list_runs(job.id)
+        return sum((run.ended_at or run.created_at) - run.created_at for run in runs if run.epoch < job.epoch)
+
+    def _limit_reached(self, job: Job, run: Run, earlier: float) -> Departure | None:
+        """Which of the job's limits is used up, by the database's clock at the last read."""
+        limits = job.spec.tunesmith.limits
+        if limits.max_duration is not None and earlier + self._now - run.created_at >= limits.max_duration:
+            return Departure.MAX_DURATION
+        if limits.deadline is not None and self._now >= job.created_at + limits.deadline:
+            return Departure.DEADLINE
+        return None
+
+    async def _ask_to_leave(self, job: Job, limit: Departure) -> None:
+        async with self._writing() as tx:
+            current = await self._still(tx, job)
+            await tx.ask_to_leave(job.id, job.epoch, limit)
+            words = "The job's time is used up: waiting for its run to write a checkpoint and leave"
+            await tx.apply(current, replace(current, reason="its time is used up"), [Notice(words, level="warn")])
 
     def _pause_grace(self, run: Run) -> timedelta:
         """A run that has not begun to train has nothing to save."""

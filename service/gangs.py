@@ -7,7 +7,7 @@ Called by the scheduler, the driver and estimates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -83,16 +83,60 @@ def gang(resources: ResourceSpec, capacity: Capacity) -> Gang:
     return asked if resources.cpus_per_worker is not None else _with_open_cores(asked, capacity.each)
 
 
-def shortage(wanted: Gang, total: Capacity, used: Sequence[Gang]) -> str:
-    """Why the gang can't start now, in words; empty when it can."""
-    empty = _empty(total.each)
-    if not _fits(wanted, empty):
-        return f"{_never(wanted, empty)}: {TOO_SMALL}"
-    left = _left(total.each, tuple(used))
-    if _fits(wanted, left):
-        return ""
-    lacking = _lacks(wanted, left)
-    return f"waiting for {lacking} free" if lacking else f"waiting for {_places(wanted, left)}"
+class Packing:
+    """Gangs laid on the nodes of a cluster, each under a name, as Ray would lay them one after the other."""
+
+    def __init__(self, total: Capacity) -> None:
+        self._empty = tuple(_empty(total.each))
+        self._left = list(self._empty)
+        self._laid: dict[str, tuple[Gang, dict[int, int]]] = {}
+
+    def copy(self) -> Packing:
+        """The same gangs on the same nodes, to be changed apart from this one."""
+        other = Packing.__new__(Packing)
+        other._empty, other._left, other._laid = self._empty, list(self._left), dict(self._laid)
+        return other
+
+    def __len__(self) -> int:
+        return len(self._laid)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._laid
+
+    def take(self, name: str, gang: Gang) -> None:
+        """Lay the gang down, also where it does not fit: more is promised then than there is."""
+        self._laid[name] = gang, _pack(gang, self._left)
+
+    def release(self, name: str) -> None:
+        """The gang is gone from where it lay."""
+        gang, nodes = self._laid.pop(name)
+        for at, workers in nodes.items():
+            self._left[at] = self._left[at].without(gang, -workers)
+
+    def fits(self, wanted: Gang) -> bool:
+        """Whether all workers of the gang have room now."""
+        return _fits(wanted, self._left)
+
+    def fits_empty(self, wanted: Gang) -> bool:
+        """Whether the gang would have room, were it alone."""
+        return _fits(wanted, self._empty)
+
+    def shortage(self, wanted: Gang) -> str:
+        """Why the gang can't start now, in words; empty when it can."""
+        if not self.fits_empty(wanted):
+            return f"{_never(wanted, self._empty)}: {TOO_SMALL}"
+        if self.fits(wanted):
+            return ""
+        lacking = _lacks(wanted, self._left)
+        return f"waiting for {lacking} free" if lacking else f"waiting for {_places(wanted, self._left)}"
+
+
+def shortage(wanted: Gang, total: Capacity, used: Iterable[Gang]) -> str:
+    """Why the gang can't start beside the `used` ones, in words; empty when it can."""
+    packing = Packing(total)
+    for number, each in enumerate(used):
+        packing.take(str(number), each)
+    return packing.shortage(wanted)
 
 
 def fits_ever(wanted: Gang, total: Capacity) -> bool:
@@ -106,24 +150,20 @@ def gang_of(job: Job, capacity: Capacity) -> Gang:
     return replace(asked, workers=job.progress.workers or asked.workers)
 
 
-def smallest(job: Job, wanted: Gang) -> Gang:
-    """The fewest workers that the job may start with: all, unless it is elastic."""
-    return replace(wanted, workers=job.spec.tunesmith.resources.min_workers or wanted.workers)
+def granted(wanted: Gang, least: int, rows: int, packings: Sequence[Packing]) -> Gang | None:
+    """The part of a gang that can start in all the packings: the whole, or at least `least` workers of it; None when not even they fit.
 
-
-def granted(job: Job, wanted: Gang, total: Capacity, used: Sequence[Gang]) -> Gang | None:
-    """The part of an elastic job's gang that can start now; None when not even its `min_workers` fit.
-
-    The global batch stays as it is. Of the numbers with which the busiest worker has the same rows, the smallest is taken:
+    The global batch of `rows` stays as it is. Of the numbers with which the busiest worker has the same rows, the smallest is taken:
     with 8 rows 7 workers are no faster than 4.
     """
-    least = smallest(job, wanted).workers
-    rows = job.resolved.batch_size if job.resolved else wanted.workers
-    left = _left(total.each, tuple(used))
-    most = next((n for n in range(wanted.workers - 1, least - 1, -1) if _fits(replace(wanted, workers=n), left)), None)
-    if most is None:
-        return None
-    return replace(wanted, workers=max(least, -(-rows // -(-rows // most))))
+
+    def fit(workers: int) -> bool:
+        return all(packing.fits(replace(wanted, workers=workers)) for packing in packings)
+
+    if fit(wanted.workers):
+        return wanted
+    most = next((workers for workers in range(wanted.workers - 1, least - 1, -1) if fit(workers)), None)
+    return None if most is None else replace(wanted, workers=max(least, -(-rows // -(-rows // most))))
 
 
 # Cores
@@ -162,26 +202,19 @@ def _fits(wanted: Gang, left: Sequence[Free]) -> bool:
     return sum(rooms) >= wanted.workers
 
 
-@lru_cache(maxsize=8)
-def _left(nodes: tuple[Node, ...], used: tuple[Gang, ...]) -> list[Free]:
-    """What every node has left once all these gangs are packed, in this order."""
-    left = _empty(nodes)
-    for each in used:
-        _pack(each, left)
-    return left
-
-
-def _pack(gang: Gang, left: list[Free]) -> None:
-    """Take the gang's part from the nodes. Workers that fit nowhere, of a gang that waits or lies otherwise, go where most is left."""
-    unplaced = gang.workers
+def _pack(gang: Gang, left: list[Free]) -> dict[int, int]:
+    """Take the gang's part from the nodes: how many workers lie on which. Those that fit nowhere go where most is left."""
+    unplaced, laid = gang.workers, dict[int, int]()
     while unplaced:
         rooms = [free.room(gang) for free in left]
         at = _next_node(gang, left, rooms, unplaced)
         if at is None:
-            return
+            break
         taken = 1 if "spread" in gang.placement else max(1, min(unplaced, rooms[at]))
         left[at] = left[at].without(gang, taken)
+        laid[at] = laid.get(at, 0) + taken
         unplaced -= taken
+    return laid
 
 
 def _next_node(gang: Gang, left: list[Free], rooms: list[int], unplaced: int) -> int | None:

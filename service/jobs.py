@@ -32,7 +32,7 @@ class JobStatus(StrEnum):
 S = JobStatus
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     S.VALIDATING: frozenset({S.QUEUED, S.FAILED, S.CANCELLED}),
-    S.QUEUED: frozenset({S.STARTING, S.PAUSED, S.CANCELLED}),
+    S.QUEUED: frozenset({S.STARTING, S.PAUSED, S.FAILED, S.CANCELLED}),
     S.STARTING: frozenset({S.RUNNING, S.QUEUED, S.FAILED, S.PAUSING, S.CANCELLING}),
     S.RUNNING: frozenset({S.SUCCEEDED, S.FAILED, S.QUEUED, S.PAUSING, S.CANCELLING}),
     S.PAUSING: frozenset({S.PAUSED, S.QUEUED, S.SUCCEEDED, S.FAILED, S.CANCELLING}),

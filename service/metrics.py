@@ -55,6 +55,7 @@ class Metrics:
         self._wait = Histogram(
             "tunesmith_queue_wait_seconds", "From being queued to a claimed run.", buckets=WAIT_SECONDS, registry=registry
         )
+        self._oldest = Gauge("tunesmith_queue_oldest_wait_seconds", "How long the job that waits longest has waited.", registry=registry)
         self._runs = Counter("tunesmith_run_attempts", "Runs that ended, by outcome.", ["outcome"], registry=registry)
         self._tokens = Counter("tunesmith_tokens", "Non-padding tokens trained on.", registry=registry)
         self._step = Gauge("tunesmith_job_step", "Optimizer step of a running job.", ["job"], registry=registry)
@@ -109,6 +110,10 @@ class Metrics:
     def queue_waited(self, wait: timedelta | float) -> None:
         """A job was claimed after waiting (seconds)."""
         self._wait.observe(wait.total_seconds() if isinstance(wait, timedelta) else wait)
+
+    def set_oldest_wait(self, seconds: float) -> None:
+        """The longest wait of any job that is in the queue now; 0 when it is empty."""
+        self._oldest.set(seconds)
 
     def run_ended(self, outcome: str) -> None:
         """A run is over: succeeded, failed, lost, cancelled, …; a small fixed set of words."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from service.jobs import Job
 from service.quotas import Quotas
+from service.shares import Owned
 
 
 class Places:
     """Places for running jobs, by project. `own` are the quotas that projects have beside the `defaults`."""
 
-    def __init__(self, defaults: Quotas, own: Mapping[str, Quotas], busy: Iterable[Job]) -> None:
+    def __init__(self, defaults: Quotas, own: Mapping[str, Quotas], busy: Iterable[Owned]) -> None:
         self._defaults, self._own = defaults, own
         self.running = Counter(job.project_id for job in busy)
 

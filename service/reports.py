@@ -89,9 +89,7 @@ class RunReports:
         self._meter_steps(job, new)
         if "outcome" in update.run or update.job.status is not job.status:
             self._wake()
-        return pb.ReportResponse(
-            acknowledged=update.run.get("last_seq", run.last_seq), directive=DIRECTIVES.get(job.status, pb.DIRECTIVE_CONTINUE)
-        )
+        return pb.ReportResponse(acknowledged=update.run.get("last_seq", run.last_seq), directive=_directive(job, run))
 
     async def _authentic_run(self, tx: Transaction, bearer: str, request: pb.ReportRequest) -> Run:
         run = await tx.run(request.job_id, request.epoch)
@@ -135,6 +133,11 @@ class RunReports:
 def planned_model_name(job: Job) -> str:
     """The name the job's model has, or will have once it succeeds."""
     return tuned_model_name(job.spec.model, job.organization_id, job.spec.suffix, job.id)
+
+
+def _directive(job: Job, run: Run) -> pb.Directive:
+    asked = pb.DIRECTIVE_CONTINUE if run.leaving is None else pb.DIRECTIVE_CHECKPOINT_AND_STOP
+    return DIRECTIVES.get(job.status, asked)
 
 
 def _refuse_stale(job: Job, run: Run) -> None:

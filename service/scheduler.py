@@ -1,4 +1,4 @@
-"""Which job runs when, and who looks after it.
+"""Who looks after which job; whose turn it is turns.py finds out.
 
 One scheduler owns jobs by leases, measured by the database's clock, and has one `Driver` task for
 each job that is being validated or has a run. When it falls silent, another takes its leases over and
@@ -16,14 +16,12 @@ from datetime import timedelta
 import structlog
 
 from service.driver import Driver, LeaseLost
-from service.gangs import Gang, fits_ever, gang, gang_of, granted, shortage, smallest
-from service.jobs import ON_RAY, Job, JobError, JobStatus, Notice, advance
+from service.jobs import ON_RAY, JobError, JobStatus
 from service.metrics import Metrics
-from service.places import Places
-from service.quotas import Quotas
-from service.runtime import Capacity, Runtime, RuntimeUnavailable
+from service.runtime import Runtime, RuntimeUnavailable
 from service.settings import Settings
-from service.store import Stale, Store, StoreUnavailable, Transaction
+from service.store import Stale, Store, StoreUnavailable
+from service.turns import AT_ONCE, Turns
 
 log = structlog.get_logger(__name__)
 OWNED = ON_RAY | {JobStatus.VALIDATING}
@@ -47,7 +45,7 @@ class Scheduler:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._setbacks: dict[str, int] = {}
         self._awake = asyncio.Event()
-        self._quotas = Quotas.of(settings)
+        self._turns = Turns(self.owner, store, runtime, settings, metrics)
 
     def wake(self) -> None:
         """Something has changed: look now rather than at the next tick."""
@@ -104,7 +102,11 @@ class Scheduler:
             orphans = await tx.take_leases(self.owner, OWNED, self._settings.lease_ttl)
         for job in orphans:
             self._drive(job.id)
-        await self._claim()
+        started = await self._turns.take()
+        for job_id in started:
+            self._drive(job_id)
+        if len(started) == AT_ONCE:
+            self._awake.set()
         async with self._store.read() as tx:
             self._metrics.set_jobs_by_status(await tx.count_by_status())
 
@@ -157,75 +159,3 @@ class Scheduler:
                 await tx.drop_lease(job_id, self.owner)
         except (LeaseLost, Stale, StoreUnavailable):
             log.warning("setback_not_noted", job=job_id)  # a lease that is still ours is seen by the next renewal
-
-    async def _claim(self) -> None:
-        async with self._store.read() as tx:
-            queued = await tx.jobs_in([JobStatus.QUEUED])
-            now = tx.time
-            busy = await tx.jobs_in(ON_RAY) if queued else []
-            own = await tx.quotas_of(job.project_id for job in queued) if queued else {}
-        if not queued:
-            return
-        places = Places(self._quotas, own, busy)
-        capacity = await self._runtime.capacity()
-        used = [gang_of(job, capacity) for job in busy]
-        reasons: dict[str, str] = {}
-        waiting = [job for job in queued if not await self._claimed(job, now, capacity, used, places, reasons)]
-        changed = {job.id: reasons[job.id] for job in waiting if job.id in reasons and reasons[job.id] != job.reason}
-        if changed:
-            async with self._store.begin() as tx:
-                await tx.set_reasons(changed)
-
-    async def _claimed(self, job: Job, now: float, capacity: Capacity, used: list[Gang], places: Places, reasons: dict[str, str]) -> bool:
-        """Claim the job if it is its turn; otherwise say why not. A larger job ahead is not overtaken, unless its project runs enough."""
-        wanted = gang(job.spec.tunesmith.resources, capacity)
-        if job.not_before > now:
-            reasons[job.id] = f"trying again in {job.not_before - now:.0f} s: {_last_cause(job)}"
-            return False
-        reasons[job.id] = places.shortage(job.project_id)
-        if reasons[job.id]:
-            return False
-        part = granted(job, wanted, capacity, used) if shortage(wanted, capacity, used) else wanted
-        if part is None:
-            least = smallest(job, wanted)
-            reasons[job.id] = shortage(least, capacity, used)
-            if fits_ever(least, capacity):
-                used.append(least)
-            return False
-        try:
-            async with self._store.begin() as tx:
-                reasons[job.id] = await self._quota_shortage(tx, job.project_id, places)
-                if reasons[job.id]:
-                    return False
-                claimed = advance(
-                    job,
-                    JobStatus.STARTING,
-                    epoch=job.epoch + 1,
-                    lease_owner=self.owner,
-                    reason="starting the workers",
-                    progress=job.progress.model_copy(update={"workers": part.workers if part != wanted else None}),
-                )
-                notices = [Notice(f"Starting run {claimed.epoch}")] if claimed.epoch > 1 else []
-                notices += [Notice(f"Starting with {part.workers} of {wanted.workers} workers")] if part != wanted else []
-                claimed = await tx.apply(job, claimed, notices)
-                await tx.lease(claimed, self.owner, self._settings.lease_ttl)
-                await tx.insert_run(job.id, claimed.epoch, token_sha256="")
-        except Stale:
-            return True  # another scheduler was first, or the client cancelled: no longer in the queue
-        used.append(part)
-        places.take(job.project_id)
-        self._metrics.queue_waited(max(0.0, now - (job.queued_at or now)))
-        self._drive(claimed.id)
-        return True
-
-    async def _quota_shortage(self, tx: Transaction, project_id: str, places: Places) -> str:
-        """As `Places.shortage`, under the lock on the project's row: two schedulers can't both give its last place away."""
-        if places.limit(project_id) is None:
-            return ""
-        await tx.quotas_of([project_id], lock=True)
-        places.running[project_id] = await tx.count_jobs(project_id, ON_RAY)
-        return places.shortage(project_id)
-
-
-def _last_cause(job: Job) -> str:
-    return job.reason.partition(": ")[2] or job.reason or "the last run was lost"

@@ -81,6 +81,26 @@ class Settings(BaseSettings):
     max_preemptions: int = Field(
         default=20, ge=0, description="Runs in a row that a job may lose to nodes that go away, none of which got any further."
     )
+    max_running_jobs: int | None = Field(
+        default=None, ge=1, description="Jobs of the whole service that run at the same time; no limit unless set."
+    )
+    queue_patience: timedelta = Field(
+        default=timedelta(days=1), description="A job that has waited longer may be next whatever its priority, one such job at a time."
+    )
+    fair_share_half_life: timedelta = Field(
+        default=timedelta(hours=6), gt=timedelta(0), description="Use that is this old counts half when projects take turns."
+    )
+    max_outranked: int = Field(
+        default=3, ge=0, description="Times that a job may have to make room for one of higher priority; 0 turns preemption off."
+    )
+    nearly_done: timedelta = Field(
+        default=timedelta(minutes=10),
+        description="A run that is expected to need no longer than this is left to finish: it makes no room, nor grows.",
+    )
+    grow_after: timedelta = Field(
+        default=timedelta(minutes=10),
+        description="How long a run with fewer workers than asked for lasts before it may leave to go on with more, where there is room.",
+    )
     retry_backoff: timedelta = Field(
         default=timedelta(seconds=5),
         description="Wait before the second run; doubles with each further one, with jitter.",

@@ -134,7 +134,7 @@ def in_phase(client: OpenAI, job_id: str, phase: str) -> Any:
     return until(f"the phase {phase}", there)
 
 
-def until(what: str, holds: Callable[[], Any], timeout: float = 60, pause: float = 0.02) -> Any:
+def until(what: str, holds: Callable[[], Any], timeout: float = 120, pause: float = 0.02) -> Any:
     """Wait until `holds` gives something true, and give it."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

@@ -263,6 +263,20 @@ class DataSpec(Frozen):
     mapping: MappingSpec | None = Field(default=None, description="Which columns hold what; rows are taken as they are unless given.")
 
 
+class LimitSpec(Frozen):
+    """When the job is given up. What it has saved until then is kept."""
+
+    max_duration: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="Seconds that all runs of the job may hold their workers, taken together; no limit unless given.",
+    )
+    deadline: int | None = Field(
+        default=None, ge=1, le=10**9, description="Seconds after the job's creation by which it must have succeeded; no limit unless given."
+    )
+
+
 class TunesmithSpec(Frozen):
     """Tunesmith's own part of a job, under the key `tunesmith`."""
 
@@ -272,7 +286,8 @@ class TunesmithSpec(Frozen):
     checkpoints: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     resources: ResourceSpec = ResourceSpec()
-    priority: int = Field(default=0, ge=-100, le=100, description="Higher is claimed first; equal priorities in the order of creation.")
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher is claimed first; among equal ones the projects take turns.")
+    limits: LimitSpec = LimitSpec()
 
 
 class WandbSpec(Frozen):

@@ -17,7 +17,7 @@ from service.errors import ErrorCode, TunesmithError, invalid
 from service.estimate import CountedData, Estimate
 from service.estimating import Known, estimate
 from service.file_checks import Checked, Question
-from service.jobs import ON_RAY, JobSpec, JobStatus, MethodSpec
+from service.jobs import JobSpec, MethodSpec
 from service.records import Caller, File
 from service.runtime import Capacity, RuntimeUnavailable
 from trainers.manifest import ManifestBroken
@@ -107,14 +107,14 @@ class EstimateUses(JobUses):
     ) -> Known:
         on_gpu = spec.tunesmith.resources.gpus_per_worker > 0
         async with self.store.read() as tx:
-            others = await tx.jobs_in([*ON_RAY, JobStatus.QUEUED])
+            others = [*(await tx.holdings()).values(), *await tx.candidates()]
             runs = await tx.measured_runs(base_model, spec.method.type, on_gpu=on_gpu)
         capacity = await self._capacity()
         return Known(
             sizes=await asyncio.to_thread(measure, model_dir),
             capacity=capacity,
             node_memory=devices.node_memory(self.settings, capacity),
-            others=tuple(job.spec.tunesmith.resources for job in others),
+            others=tuple(other.resources for other in others),
             runs=tuple(runs),
             device=await asyncio.to_thread(self._device, on_gpu, capacity),
             reports=reports,

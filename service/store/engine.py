@@ -29,6 +29,7 @@ from service.store.keys import KeyStatements
 from service.store.permissions import PermissionStatements
 from service.store.progress import ProgressStatements
 from service.store.projects import ProjectStatements
+from service.store.queue import QueueStatements
 from service.store.runs import RunStatements
 from service.store.speeds import SpeedStatements
 from service.store.uploads import UploadStatements
@@ -97,6 +98,7 @@ class Transaction(
     WebhookStatements,
     SpeedStatements,
     ProgressStatements,
+    QueueStatements,
 ):
     """The statements of one open transaction."""
 

@@ -42,6 +42,7 @@ class JobStatements:
         values = _values(job) | {
             "created_at": self.time,
             "priority": job.spec.tunesmith.priority,
+            "deadline_at": None if (limit := job.spec.tunesmith.limits.deadline) is None else self.time + limit,
             "fingerprint": fingerprint,
             "lease_expires_at": 0.0,
             "event_seq": len(notices),

@@ -32,6 +32,11 @@ class Run:
     ended_at: float | None
     held: dict[str, Any] | None
     """Numbers of a step that was reported and whose evaluation was not yet."""
+    leaving: str | None = None
+    """Why it was asked to write a checkpoint and leave (a `conclude.Departure`); None unless it was."""
+    leaving_since: float | None = None
+    out_of_turn: bool = False
+    """Its job had waited longer than anybody should."""
 
 
 class RunStatements:
@@ -40,10 +45,16 @@ class RunStatements:
     connection: AsyncConnection
     time: float
 
-    async def insert_run(self, job_id: str, epoch: int, token_sha256: str) -> None:
+    async def insert_run(self, job_id: str, epoch: int, token_sha256: str, *, out_of_turn: bool = False) -> None:
         """A new run, before anything of it is launched."""
         values = {"job_id": job_id, "epoch": epoch, "token_sha256": token_sha256, "created_at": self.time, "last_seq": 0, "last_step": 0}
-        await self.connection.execute(sa.insert(t.runs).values(values))
+        await self.connection.execute(sa.insert(t.runs).values(values | {"out_of_turn": out_of_turn}))
+
+    async def ask_to_leave(self, job_id: str, epoch: int, why: str) -> None:
+        """The run is to write a checkpoint and leave; the first reason counts."""
+        c = t.runs.c
+        query = sa.update(t.runs).where(c.job_id == job_id, c.epoch == epoch, c.leaving.is_(None))
+        await self.connection.execute(query.values(leaving=why, leaving_since=self.time))
 
     async def run(self, job_id: str, epoch: int) -> Run | None:
         """A run by its job and number."""

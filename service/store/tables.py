@@ -102,8 +102,13 @@ jobs = sa.Table(
     sa.Column("lease_owner", sa.String(64)),
     sa.Column("lease_expires_at", sa.Float(53), nullable=False),
     sa.Column("event_seq", sa.Integer, nullable=False),
+    sa.Column("deadline_at", sa.Float(53)),
     sa.Index(None, "project_id", "n"),
     sa.Index(None, "status", "priority", "queued_at"),
+    sa.Index("ix_jobs_lines", "status", "project_id", "priority", "queued_at", "not_before"),
+    sa.Index(None, "status", "not_before"),
+    sa.Index(None, "status", "queued_at"),
+    sa.Index(None, "status", "deadline_at"),
     sa.Index(None, "project_id", "fingerprint"),
 )
 
@@ -144,6 +149,19 @@ runs = sa.Table(
     sa.Column("outcome", Json),
     sa.Column("ended_at", sa.Float(53)),
     sa.Column("held", Json),
+    # Why the run was asked to write a checkpoint and leave (a `conclude.Departure`), and whether its job had waited too long.
+    sa.Column("leaving", sa.String(64)),
+    sa.Column("leaving_since", sa.Float(53)),
+    sa.Column("out_of_turn", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index(None, "ended_at"),
+)
+
+# One row, held by whoever decides what starts.
+queue = sa.Table(
+    "queue",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("reserved", sa.String(64)),
 )
 
 checkpoints = sa.Table(

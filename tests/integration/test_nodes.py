@@ -34,18 +34,20 @@ def cluster() -> Iterator[RayCluster]:
 @pytest.fixture(scope="module")
 def gateway(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     runtime = RayRuntime(lambda: cluster.address, entrypoint=(sys.executable, "-m", "trainers.worker"), require_token=True)
-    with running_gateway(tmp_path_factory.mktemp("nodes"), runtime=runtime, retry_backoff="PT0.2S") as gateway:
+    with running_gateway(tmp_path_factory.mktemp("nodes"), runtime=runtime, retry_backoff="PT0.2S", nearly_done="PT0S") as gateway:
         yield gateway
 
 
-def post(client: OpenAI, resources: dict[str, Any]) -> str:
+def post(client: OpenAI, resources: dict[str, Any], priority: int = 0) -> str:
     training = client.files.create(file=TWEETS / "tweets-train.jsonl", purpose="fine-tune")
     job = client.fine_tuning.jobs.create(
         model=MODEL,
         training_file=training.id,
         seed=7,
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 16}}},
-        extra_body={"tunesmith": {"checkpoints": {"every_steps": 10}, "adapter": {"dropout": 0.1}, "resources": resources}},
+        extra_body={
+            "tunesmith": {"checkpoints": {"every_steps": 10}, "adapter": {"dropout": 0.1}, "resources": resources, "priority": priority}
+        },
     )
     return job.id
 
@@ -93,6 +95,22 @@ def test_a_gang_is_spread_over_nodes_by_their_labels(undisturbed: str, gateway: 
     assert cluster.nodes_of(f"{job_id}-1") == {"127.0.0.4"}
     client.fine_tuning.jobs.cancel(job_id)
     assert ended(client, job_id).status == "cancelled"
+
+
+def test_a_job_of_higher_priority_has_the_nodes_and_both_end_with_the_same_bytes(undisturbed: str, gateway: Gateway) -> None:
+    client = gateway.client()
+    low = post(client, SPREAD)
+    at_step(client, low, 3, timeout=240)
+    high = post(client, SPREAD, priority=5)
+    until("the room", lambda: ours(client, low)["attempts"][0]["code"] == "outranked", 240)
+    assert ours(client, low)["attempts"][0]["outcome"] == "stopped"
+    for job_id in (high, low):
+        job = ended(client, job_id)
+        assert job.status == "succeeded", job.error
+        assert artifacts(client, job_id)[ADAPTER] == undisturbed
+    first, second = ours(client, low)["attempts"]
+    assert second["resumed_step"] == first["last_good_step"] >= 3
+    assert len(ours(client, high)["attempts"]) == 1
 
 
 def test_a_run_that_finds_no_place_ends_and_is_tried_again(gateway: Gateway, cluster: RayCluster) -> None:

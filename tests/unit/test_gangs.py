@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.gangs import Gang, fits_ever, gang, granted, shortage, smallest
-from service.jobs import Job, JobSpec, JobStatus, MethodSpec
+from service.gangs import Gang, Packing, fits_ever, gang, granted, shortage
 from service.runtime import Capacity, Node
-from trainers.spec import BaseModelRef, Resolved, ResourceSpec, TunesmithSpec
+from trainers.spec import ResourceSpec
 
 TOO_SMALL = ": the cluster is too small for this job"
 
@@ -134,19 +133,11 @@ def test_never_more_is_given_than_there_is(nodes: list[tuple[int, int]], used: l
     assert sum(g.gpus for g in given) <= capacity.gpus
 
 
-def elastic(workers: int, least: int | None, rows: int = 8) -> Job:
-    resources = ResourceSpec(workers=workers, min_workers=least, cpus_per_worker=1)
-    spec = JobSpec(model="m", training_file="f", method=MethodSpec(type="supervised"), tunesmith=TunesmithSpec(resources=resources))
-    base = BaseModelRef(id="m", revision="1", prefix="base/m/1", licence="mit")
-    resolved = Resolved(n_epochs=1, batch_size=rows, learning_rate_multiplier=1, learning_rate=1e-4, engine="torch", steps=4)
-    return Job("ftjob-1", "proj_1", "org-1", spec, JobStatus.QUEUED, 1, 0.0, base, resolved=resolved)
-
-
 @pytest.mark.parametrize(
     ("workers", "least", "free", "rows", "given"),
     [
         (4, 1, 2, 8, 2),
-        (4, None, 2, 8, None),
+        (4, 4, 2, 8, None),
         (4, 3, 2, 8, None),
         (8, 1, 7, 8, 4),  # 7 workers take two rows at most each, as do 4
         (8, 5, 7, 8, 5),
@@ -154,12 +145,20 @@ def elastic(workers: int, least: int | None, rows: int = 8) -> Job:
         (8, 1, 5, 1, 1),
     ],
 )
-def test_an_elastic_gang_starts_with_what_there_is(workers: int, least: int | None, free: int, rows: int, given: int | None) -> None:
-    job, capacity = elastic(workers, least, rows), cluster((free, 0))
-    wanted = gang(job.spec.tunesmith.resources, capacity)
-    part = granted(job, wanted, capacity, [])
+def test_an_elastic_gang_starts_with_what_there_is(workers: int, least: int, free: int, rows: int, given: int | None) -> None:
+    part = granted(Gang(workers, 1, 0), least, rows, [Packing(cluster((free, 0)))])
     assert (part.workers if part else None) == given
-    assert smallest(job, wanted).workers == (least or workers)
+
+
+def test_what_is_released_is_free_where_it_lay() -> None:
+    packing = Packing(cluster((4, 0), (4, 0)))
+    for name, workers in (("a", 4), ("b", 3)):
+        packing.take(name, Gang(workers, 1, 0))
+    later = packing.copy()
+    later.release("a")
+    whole = Gang(4, 1, 0, "strict_pack")
+    assert (packing.fits(whole), later.fits(whole), len(packing), len(later)) == (False, True, 2, 1)
+    assert later.shortage(Gang(2, 3, 0)) == "waiting for 6 processor cores, 5 free"
 
 
 @pytest.mark.parametrize(

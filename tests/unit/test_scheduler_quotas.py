@@ -1,4 +1,4 @@
-"""The quota of running jobs where several schedulers claim from one queue, on SQLite and on a real PostgreSQL."""
+"""Quotas, limits and devices where several schedulers claim from one queue, on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from service.driver import Driver
 from service.jobs import ON_RAY, Job, JobSpec, JobStatus, MethodSpec
 from service.metrics import Metrics
-from service.places import Places
 from service.quotas import Quotas
 from service.runtime import Capacity
 from service.scheduler import Scheduler
@@ -48,8 +47,8 @@ class Queue:
     """Twelve jobs of a project that may run three, one of a project that may run any, and schedulers on connections of their own."""
 
     store: Store
-    jobs: list[Job]
     schedulers: list[Scheduler]
+    runtime: FakeRuntime
 
     async def running(self, project_id: str = "proj_1") -> int:
         async with self.store.read() as tx:
@@ -64,38 +63,44 @@ async def queue(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     async with stores[0].begin() as tx:
         await tx.insert_project("proj_1", "org-1", "limited", Quotas(running_jobs=QUOTA))
         await tx.insert_project("proj_2", "org-1", "free")
-        jobs = [await tx.insert_job(queued(number, "proj_1"), "f", []) for number in range(12)]
-        await tx.insert_job(queued(12, "proj_2"), "f", [])
+        for number in range(13):
+            await tx.insert_job(queued(number, "proj_1" if number < 12 else "proj_2"), "f", [])
     runtime, settings = FakeRuntime(total=CLUSTER), Settings(data_dir=tmp_path)
     schedulers = [Scheduler(store, runtime, settings, Metrics(), lambda owner: cast(Driver, Idle())) for store in stores]
-    yield Queue(stores[0], jobs, schedulers)
+    yield Queue(stores[0], schedulers, runtime)
     for task in [task for scheduler in schedulers for task in scheduler._tasks.values()]:
         task.cancel()
     for store in stores:
         await store.close()
 
 
+async def reasons(queue: Queue) -> set[str]:
+    async with queue.store.read() as tx:
+        return {job.reason for job in await tx.jobs_in([JobStatus.QUEUED])}
+
+
 async def test_schedulers_start_no_more_than_the_quota_and_say_why(queue: Queue) -> None:
     for _ in range(2):
-        await asyncio.gather(*(scheduler._claim() for scheduler in queue.schedulers))
+        await asyncio.gather(*(scheduler._look() for scheduler in queue.schedulers))
     assert [await queue.running("proj_1"), await queue.running("proj_2")] == [QUOTA, 1]
+    assert await reasons(queue) == {"the project runs 3 of 3 jobs"}
     async with queue.store.begin() as tx:
-        assert {job.reason for job in await tx.jobs_in([JobStatus.QUEUED])} == {"the project runs 3 of 3 jobs"}
         job = next(job for job in await tx.jobs_in(ON_RAY) if job.project_id == "proj_1")
         await tx.apply(job, replace(job, status=JobStatus.SUCCEEDED))
-    await queue.schedulers[0]._claim()
+    await asyncio.gather(*(scheduler._look() for scheduler in queue.schedulers))
     assert await queue.running() == QUOTA
 
 
-async def test_the_last_places_are_given_away_once_though_each_scheduler_has_another_job_in_hand(queue: Queue) -> None:
-    quotas = {"proj_1": Quotas(running_jobs=QUOTA)}
+async def test_the_services_limit_holds_for_all_schedulers_together(queue: Queue) -> None:
+    for scheduler in queue.schedulers:
+        scheduler._settings.__dict__["max_running_jobs"] = 2
+    await asyncio.gather(*(scheduler._look() for scheduler in queue.schedulers))
+    assert await queue.running("proj_1") + await queue.running("proj_2") == 2
+    assert await reasons(queue) == {"the service runs 2 of 2 jobs"}
 
-    async def claim(number: int) -> str:
-        reasons: dict[str, str] = {}
-        scheduler, job = queue.schedulers[number % 4], queue.jobs[number]
-        await scheduler._claimed(job, 0.0, CLUSTER, [], Places(Quotas(), quotas, []), reasons)
-        return reasons[job.id]
 
-    reasons = await asyncio.gather(*(claim(number) for number in range(12)))
-    assert await queue.running() == QUOTA
-    assert sorted(reasons) == [""] * QUOTA + ["the project runs 3 of 3 jobs"] * 9
+async def test_devices_are_given_away_once(queue: Queue) -> None:
+    queue.runtime.total = Capacity(cpus=2, gpus=0, nodes=1)
+    await asyncio.gather(*(scheduler._look() for scheduler in queue.schedulers))
+    assert [await queue.running("proj_1"), await queue.running("proj_2")] == [1, 1], "the projects take turns"
+    assert await reasons(queue) == {"waiting for 1 processor core, 0 free"}

@@ -360,8 +360,16 @@ class DataSpec(_message.Message):
     mapping: MappingSpec
     def __init__(self, format: _Optional[_Union[DataFormat, str]] = ..., mapping: _Optional[_Union[MappingSpec, _Mapping]] = ...) -> None: ...
 
+class LimitSpec(_message.Message):
+    __slots__ = ("max_duration", "deadline")
+    MAX_DURATION_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    max_duration: int
+    deadline: int
+    def __init__(self, max_duration: _Optional[int] = ..., deadline: _Optional[int] = ...) -> None: ...
+
 class TunesmithSpec(_message.Message):
-    __slots__ = ("adapter", "training", "checkpoints", "evaluation", "resources", "priority", "data")
+    __slots__ = ("adapter", "training", "checkpoints", "evaluation", "resources", "priority", "data", "limits")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
@@ -369,6 +377,7 @@ class TunesmithSpec(_message.Message):
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     adapter: AdapterSpec
     training: TrainingSpec
     checkpoints: CheckpointSpec
@@ -376,7 +385,8 @@ class TunesmithSpec(_message.Message):
     resources: ResourceSpec
     priority: int
     data: DataSpec
-    def __init__(self, adapter: _Optional[_Union[AdapterSpec, _Mapping]] = ..., training: _Optional[_Union[TrainingSpec, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., resources: _Optional[_Union[ResourceSpec, _Mapping]] = ..., priority: _Optional[int] = ..., data: _Optional[_Union[DataSpec, _Mapping]] = ...) -> None: ...
+    limits: LimitSpec
+    def __init__(self, adapter: _Optional[_Union[AdapterSpec, _Mapping]] = ..., training: _Optional[_Union[TrainingSpec, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., resources: _Optional[_Union[ResourceSpec, _Mapping]] = ..., priority: _Optional[int] = ..., data: _Optional[_Union[DataSpec, _Mapping]] = ..., limits: _Optional[_Union[LimitSpec, _Mapping]] = ...) -> None: ...
 
 class WandbIntegration(_message.Message):
     __slots__ = ("project", "name", "entity", "tags")
