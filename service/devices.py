@@ -69,9 +69,9 @@ def node_memory(settings: Settings, capacity: Capacity | None) -> int | None:
 
 
 def worker_bytes(settings: Settings, resources: ResourceSpec, capacity: Capacity | None) -> int | None:
-    """What the device of one worker has for it; None where it is not known."""
+    """What one worker may take, see trainers.plan.worker_memory; None where it is not known."""
     if resources.gpus_per_worker:
-        return gpu(settings, capacity.gpu_types if capacity else ()).memory_bytes
+        return worker_memory(gpu(settings, capacity.gpu_types if capacity else ()).memory_bytes, resources)
     return worker_memory(node_memory(settings, capacity), resources)
 
 

@@ -51,16 +51,19 @@ class MemoryEstimate(Frozen):
     """Bytes that one worker takes at its peak, on the device it trains on."""
 
     process: int = Field(description="The interpreter with its libraries, or the GPU's context.")
-    weights: int = Field(description="The base model.")
-    adapter: int = Field(description="The adapter.")
-    gradients: int = Field(description="The adapter's gradients.")
-    optimizer: int = Field(description="AdamW's two moments.")
+    weights: int = Field(description="The base model, or the worker's part of it and what is gathered at a time.")
+    adapter: int = Field(description="The adapter; 0 when the whole model is trained.")
+    gradients: int = Field(description="Gradients of what is trained, and those on their way to other workers.")
+    optimizer: int = Field(description="AdamW's two moments; with DeepSpeed the float32 masters and their gradients too.")
     copies: int = Field(description="A checkpoint on its way to storage; 0 on a GPU, where it is the host's memory.")
     activations: int = Field(description="What a micro-batch keeps for its backward pass.")
     head: int = Field(description="Logits, a chunk at a time, and their gradients.")
     margin: int = Field(description="Fragmentation and passing copies.")
     total: int = Field(description="All of it.")
-    available: int | None = Field(description="What a worker has; null when it is not known.")
+    available: int | None = Field(
+        description="What a worker may take: a part of a GPU's memory, or its share of a node's once the run's own processes have theirs; "
+        "null when it is not known."
+    )
 
 
 class PlanEstimate(Frozen):
@@ -74,6 +77,9 @@ class PlanEstimate(Frozen):
     micro_batch: int | None = Field(description="Rows of one forward pass; null when the device's memory is not known.")
     micro_batches: int | None = Field(description="Forward passes of each worker in a step.")
     memory: MemoryEstimate = Field(description="Of each worker; with one row at a time where the micro-batch is not known.")
+    run_memory: int = Field(
+        description="Bytes of the run's own processes beside its workers, once a run, in a node's memory; on GPUs 0, for it isn't counted."
+    )
     reasons: tuple[str, ...] = Field(description="Why it is so, in words.")
 
 

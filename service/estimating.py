@@ -11,14 +11,14 @@ from service.data_report import DataReport
 from service.devices import Device
 from service.durations import FORWARD_SHARE, Work, duration, past, token_flops
 from service.estimate import CostEstimate, Estimate, MemoryEstimate, Placement, PlanEstimate, TimeEstimate
-from service.gangs import Gang, fits_ever, gang, shortage
+from service.gangs import Gang, fits_ever, gang, most_together, shortage
 from service.jobs import JobSpec
 from service.resolve import resolve
 from service.runtime import Capacity
 from service.settings import Settings
 from service.store.speeds import MeasuredRun
 from trainers.model_files import Sizes
-from trainers.plan import Choice, Load, choose_engine, worker_memory
+from trainers.plan import RUN_BYTES, Choice, Load, choose_engine, worker_memory
 from trainers.spec import DatasetRef, Resolved, ResourceSpec
 
 
@@ -73,6 +73,7 @@ def _plan(spec: JobSpec, resolved: Resolved, longest: int, known: Known, asked: 
     rows = -(-resolved.batch_size // resources.workers)
     memory = _memory(known, resources)
     share = worker_memory(memory, resources)
+    together = most_together(asked, known.capacity) if asked and known.capacity else None
     chosen = None if share is None else load.micro_batch(longest=longest, rows=rows, memory_bytes=share)
     need = load.memory(chosen or 1, longest)
     return PlanEstimate(
@@ -83,16 +84,10 @@ def _plan(spec: JobSpec, resolved: Resolved, longest: int, known: Known, asked: 
         gpus_per_worker=resources.gpus_per_worker,
         micro_batch=chosen,
         micro_batches=None if chosen is None else -(-rows // chosen),
-        memory=MemoryEstimate(**asdict(need), total=need.total, available=_available(memory, resources, known.capacity)),
+        memory=MemoryEstimate(**asdict(need), total=need.total, available=worker_memory(memory, resources, together)),
+        run_memory=RUN_BYTES if on_cpu else 0,
         reasons=tuple(_reasons(load, choice, rows, chosen)),
     )
-
-
-def _available(memory: int | None, resources: ResourceSpec, capacity: Capacity | None) -> int | None:
-    """What one worker has: on a processor its part of the node, shared with the workers beside it."""
-    if memory is None or resources.gpus_per_worker:
-        return memory
-    return memory // -(-resources.workers // max(1, capacity.nodes if capacity else 1))
 
 
 def _device_reason(load: Load) -> str:
@@ -127,7 +122,7 @@ def _placement(plan: PlanEstimate, known: Known, asked: Gang | None) -> Placemen
     if memory.available is None:
         return Placement(fits=None, starts_now=None, reason=waits or "it is not known how much memory a worker has")
     if memory.total > memory.available:
-        need = f"a worker needs about {memory.total / 2**30:.1f} GiB and has {memory.available / 2**30:.1f} GiB"
+        need = f"a worker needs about {memory.total / 2**30:.1f} GiB and may take {memory.available / 2**30:.1f} GiB"
         hint = "lower max_length or the adapter's rank, set activation_checkpointing, use fewer workers on a node, or a smaller base model"
         return Placement(fits=False, starts_now=False, reason=f"{need}: {hint}")
     return Placement(fits=True, starts_now=not waits, reason=f"fits; {waits}" if waits else "fits")

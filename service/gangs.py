@@ -144,6 +144,13 @@ def fits_ever(wanted: Gang, total: Capacity) -> bool:
     return _fits(wanted, _empty(total.each))
 
 
+def most_together(wanted: Gang, total: Capacity) -> int:
+    """The most workers of the gang that may come to lie on one node; at least 1."""
+    if wanted.placement == "strict_spread":
+        return 1
+    return max(1, min(wanted.workers, max((free.room(wanted) for free in _empty(total.each)), default=1)))
+
+
 def gang_of(job: Job, capacity: Capacity) -> Gang:
     """The gang of a job's latest run: as asked for, or as many of it as there was room for."""
     asked = gang(job.spec.tunesmith.resources, capacity)

@@ -107,9 +107,7 @@ def train(parts: LoopParts) -> bool:
         if last or due or leaving or cursor.stopped_early:
             watch.mark(f"saving the checkpoint of {doing}")
             saved_at = monotonic()
-            snapshot = state.snapshot()  # every rank takes part, for each may hold a part
-            if parts.checkpoints is not None:
-                parts.checkpoints.save(snapshot)
+            _save(parts)
         if leaving:
             _leave(parts, Wish(result.signal))
             return False
@@ -219,6 +217,15 @@ def _batches(dataset: TokenisedDataset, engine: Engine, micro_batch: int) -> Ite
     pieces = [by_length[start : start + micro_batch] for start in range(0, len(by_length), micro_batch)]
     pieces += [by_length[:0]] * (-len(pieces) % engine.world_size)
     return (collate(dataset, piece) for piece in pieces[engine.rank :: engine.world_size])
+
+
+def _save(parts: LoopParts) -> None:
+    """Every rank takes part, for each may hold a part. The copy before this one is gone first: a host need not have room for two."""
+    if parts.checkpoints is not None:
+        parts.checkpoints.wait()
+    snapshot = parts.state.snapshot()
+    if parts.checkpoints is not None:
+        parts.checkpoints.save(snapshot)
 
 
 def _finish_saving(parts: LoopParts) -> None:

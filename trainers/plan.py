@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,19 @@ from trainers.spec import AUTO, EngineName, ResourceSpec, TunesmithSpec, ZeroSpe
 
 CPU_TOKENS = 2048
 """Tokens of one forward pass on a processor: beyond this matrix products get no faster, only memory grows."""
-MEMORY_SHARE = 0.4
-"""Part of the memory that activations may take at the most."""
+MEMORY_SHARE = 0.5
+"""Part of what a worker may take that activations may take at the most."""
 USABLE_SHARE = 0.85
-"""Part of the memory that a worker may take in all; the rest is fragmentation and neighbours."""
-MARGIN_SHARE = 0.1
-"""What fragmentation and passing copies add to the rest; the measured peaks are in docs/estimate.md."""
-PROCESS_BYTES = {True: 900 << 20, False: 1500 << 20}
-"""On a processor the interpreter with its libraries (resident); on a GPU the device's context and its libraries' workspaces."""
+"""Part of a device's or a node's memory that runs may take; the rest is the system's, the gateway's and Ray's, which ends runs at 0.95."""
+CHECKPOINTED_SHARE = 0.5
+"""Part of the activations that checkpointing leaves on a processor: as measured, which is far more than what it keeps."""
+RUN_BYTES = 1150 << 20
+"""Of a run's own processes beside its workers (driver, supervisor, controller and its actors), once a run, in the memory of nodes:
+318, 80, 278 and 4 times 115 MiB were measured (shared pages divided among those who share them)."""
+MARGIN_SHARE = {True: 0.03, False: 0.1}
+"""What fragmentation and passing copies add to the rest, on a processor as measured (docs/estimate.md), on a GPU on trust."""
+PROCESS_BYTES = {True: 550 << 20, False: 1500 << 20}
+"""On a processor a worker's interpreter with its libraries (resident); on a GPU the device's context and its libraries' workspaces."""
 HEAD_CHUNK_BYTES = {True: 48 << 20, False: 512 << 20}
 """Most bytes of float32 logits that the head makes at a time, on a processor and on a GPU; beyond it only memory grows."""
 SMALL_ATTENTION = 128 * 128
@@ -94,9 +100,14 @@ class Shape:
         return self.layers * per_layer
 
     def _kept_packed(self, longest: int) -> int:
-        """Inputs of both halves, queries, keys, values, attention's output, gate and up; see `blocks` and `attention`."""
-        probabilities = self.heads * max(1, min(longest, SMALL_ATTENTION // longest))
-        return 2 * self.hidden + 2 * self.queries + 2 * self.kv + 2 * self.intermediate + probabilities + 2
+        """Inputs of both halves, queries, keys, values, attention's output, gate and up; see `blocks` and `attention`.
+
+        Of short rows the probabilities are kept, and shorter rows than the longest may be the larger part; of others one number a query.
+        """
+        kept, short = 2 * self.hidden + 2 * self.queries + 2 * self.kv + 2 * self.intermediate + 2, isqrt(SMALL_ATTENTION)
+        if longest <= short:
+            return kept + self.heads * longest
+        return max(kept + self.heads, (kept + self.heads * short) * short // longest)
 
     @property
     def _kept_by_library(self) -> int:
@@ -200,20 +211,20 @@ class Load:
 
     def memory(self, rows: int, longest: int) -> Memory:
         """While it trains with micro-batches of `rows` rows of at most `longest` tokens. AdamW's state is float32 on every device."""
-        tokens, divided = rows * longest, self.division
+        tokens = rows * longest
         trained = 4 * self.adapters.numbers
         parts = {
             "process": PROCESS_BYTES[self.on_cpu],
-            "weights": self._weight_bytes() // divided.weights + self._whole_layer_bytes(),
-            "adapter": 0 if self.adapters.full else self._trained_bytes() // divided.weights,
-            "gradients": self._trained_bytes() // divided.gradients + self._bucket_bytes(),
+            "weights": self._weight_bytes(),
+            "adapter": 0 if self.adapters.full else self._trained_bytes() // self.division.weights,
+            "gradients": self._gradient_bytes(),
             "optimizer": self._optimizer_bytes(),
-            # A checkpoint is copied to the host, and once more as the bytes of its files; on a GPU that is other memory.
-            "copies": 2 * 3 * trained if self.on_cpu else 0,
+            # Weights and moments on their way to storage, one checkpoint at a time; on a GPU that is other memory.
+            "copies": 3 * trained if self.on_cpu else 0,
             "activations": tokens * self.token_bytes(longest),
             "head": self._head_bytes(tokens),
         }
-        return Memory(**parts, margin=int(MARGIN_SHARE * sum(parts.values())))
+        return Memory(**parts, margin=int(MARGIN_SHARE[self.on_cpu] * sum(parts.values())))
 
     def token_bytes(self, longest: int) -> int:
         """Of one token of a row of `longest`: what is kept for the backward pass, and what the layer at work holds besides."""
@@ -221,7 +232,8 @@ class Load:
         whole = shape.activation_bytes(longest, self.adapters)
         if not self.checkpointing:
             return whole + shape.working_bytes
-        return whole // shape.layers + shape.layers * shape.hidden * shape.bytes_per_number + shape.working_bytes
+        least = shape.layers * shape.hidden * shape.bytes_per_number + whole // shape.layers + shape.working_bytes
+        return max(least, int(CHECKPOINTED_SHARE * (whole + shape.working_bytes))) if self.on_cpu else least
 
     @property
     def _masters(self) -> bool:
@@ -234,7 +246,16 @@ class Load:
         return self.shape.bytes_per_number if self._masters else 4
 
     def _weight_bytes(self) -> int:
-        return self.parameters * (self._bytes_of_trained if self.adapters.full else self.shape.bytes_per_number)
+        """ZeRO 3: the worker's part and what is gathered at a time, which DeepSpeed bounds.
+
+        On a processor as much again as is gathered, and the whole as it was loaded: so it was measured.
+        """
+        each = self._bytes_of_trained if self.adapters.full else self.shape.bytes_per_number
+        whole = self.parameters * each
+        if self.engine != "zero3":
+            return whole
+        gathered = min(self.parameters, self.gathered) * each
+        return whole // self.division.weights + gathered + (gathered + whole if self.on_cpu else 0)
 
     def _trained_bytes(self) -> int:
         return self.adapters.numbers * self._bytes_of_trained
@@ -244,35 +265,34 @@ class Load:
         numbers = self.adapters.numbers // self.division.optimizer
         return 0 if self.offloaded else numbers * 4 * (4 if self._masters else 2)
 
-    def _whole_layer_bytes(self) -> int:
-        """ZeRO 3: what is gathered at a time, which DeepSpeed bounds."""
-        if self.division.weights == 1:
-            return 0
-        return min(self.parameters, self.gathered) * self.shape.bytes_per_number
-
-    def _bucket_bytes(self) -> int:
-        """ZeRO: gradients on their way to the worker that keeps them."""
-        return min(self.adapters.numbers, self.bucket) * self._bytes_of_trained if self._masters else 0
+    def _gradient_bytes(self) -> int:
+        """Plain torch: one buffer. ZeRO: those not reduced yet, the worker's own part, and what comes in of it from other workers."""
+        whole = self._trained_bytes()
+        if not self._masters:
+            return whole
+        part, bucket = whole // self.division.optimizer, min(self.adapters.numbers, self.bucket) * self._bytes_of_trained
+        waiting = whole if self.engine == "zero1" else bucket  # ZeRO 1 reduces them all at the end
+        return waiting + part + (min(part, bucket) if self.division.optimizer > 1 else 0)
 
     def _head_bytes(self, tokens: int) -> int:
         shape = self.shape
+        own = shape.vocabulary * shape.hidden * self._bytes_of_trained if self.adapters.full else 0  # its gradient, before it is added
         if shape.full_logits:  # logits, the same in float32, their log-softmax, and the gradients of these
-            return tokens * shape.vocabulary * (2 * shape.bytes_per_number + 12)
+            return own + tokens * shape.vocabulary * (2 * shape.bytes_per_number + 12)
         logits = min(HEAD_CHUNK_BYTES[self.on_cpu], tokens * shape.vocabulary * 4)
-        return 2 * logits + 3 * tokens * shape.hidden * shape.bytes_per_number
+        return own + 2 * logits + 3 * tokens * shape.hidden * shape.bytes_per_number
 
     def micro_batch(self, *, longest: int, rows: int, memory_bytes: int) -> int:
         """Rows of one forward pass: at least 1, at most `rows`, the rank's share of a batch.
 
-        `longest` is the longest row in tokens, `memory_bytes` what the device has for this worker in all.
+        `longest` is the longest row in tokens, `memory_bytes` what this worker may take in all, see worker_memory.
         """
         longest = max(1, longest)
-        left = int(memory_bytes * USABLE_SHARE) - self.memory(0, longest).total
-        per_token = self.token_bytes(longest)
-        tokens = min(int(memory_bytes * MEMORY_SHARE), max(0, left)) // per_token
+        tokens = int(memory_bytes * MEMORY_SHARE) // self.token_bytes(longest)
         if self.on_cpu:
             tokens = min(tokens, CPU_TOKENS)
-        return max(1, min(rows, tokens // longest))
+        most = min(rows, tokens // longest)
+        return next((n for n in range(most, 1, -1) if self.memory(n, longest).total <= memory_bytes), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +316,7 @@ def settled_engine(spec: TunesmithSpec) -> Choice | None:
 def choose_engine(sizes: Sizes, spec: TunesmithSpec, *, longest: int, memory_bytes: int | None) -> Choice:
     """The engine that is settled, or the first of torch, zero2 and zero3 on which one row at a time fits a worker.
 
-    `memory_bytes` is what the device has for a worker in all, None where it is not known.
+    `memory_bytes` is what a worker may take in all, see worker_memory; None where it is not known.
     """
     if settled := settled_engine(spec):
         return settled
@@ -304,7 +324,7 @@ def choose_engine(sizes: Sizes, spec: TunesmithSpec, *, longest: int, memory_byt
 
     def fits(engine: EngineName) -> bool:
         need = Load.of(sizes, spec, engine, on_cpu=resources.gpus_per_worker == 0).memory(1, longest).total
-        return memory_bytes is None or need <= memory_bytes * USABLE_SHARE
+        return memory_bytes is None or need <= memory_bytes
 
     if resources.deepspeed is not None:
         cause = "torch takes no settings of DeepSpeed"
@@ -333,9 +353,16 @@ def _what(engine: EngineName, workers: int) -> str:
     return f"{parts[stage - 1]} divided over {workers} {divided} (ZeRO {stage})"
 
 
-def worker_memory(memory_bytes: int | None, resources: ResourceSpec) -> int | None:
-    """What a worker counts with: a GPU's memory, or of a node's its share of all workers, wherever they are."""
-    return memory_bytes if memory_bytes is None or resources.gpus_per_worker else memory_bytes // resources.workers
+def worker_memory(memory_bytes: int | None, resources: ResourceSpec, together: int | None = None) -> int | None:
+    """Bytes that a worker may take of a GPU's memory, or of a node's `memory_bytes`; None where these are not known.
+
+    Of a node's, the run's own processes come first, wherever they are, and `together` workers share the rest: all of them
+    unless given, for a run must not depend on where its workers happen to lie.
+    """
+    if memory_bytes is None:
+        return None
+    usable = int(memory_bytes * USABLE_SHARE)
+    return usable if resources.gpus_per_worker else max(0, usable - RUN_BYTES) // (together or resources.workers)
 
 
 def transforms_logits(config: Mapping[str, Any]) -> bool:

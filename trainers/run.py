@@ -5,6 +5,8 @@ Called by `worker` on Ray, and by the benchmarks without it. Puts the other modu
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import os
 import tempfile
@@ -73,6 +75,7 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     found, kept = _resume(spec, storage, reporter, place, model, form)
     trainable = sum(parameter.numel() for parameter in model.trainable_parameters())  # ZeRO-3 leaves empty ones
     engine, holder = _engine(spec, model, place)
+    _give_back()  # ZeRO 3 has divided what was loaded whole
     state = TrainingState(holder)
     if found is not None:
         state.restore(found)
@@ -89,10 +92,11 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
         if not train(parts):
             return
         watch.mark("gathering what was trained")
-        snapshot = state.snapshot()
+        snapshot = state.outcome()
         expected = expectation(model, engine.score, training, initial)
     engine.close()
-    del parts, model, state, holder, engine  # `verify` loads the model once more
+    del parts, model, state, holder, engine
+    _give_back()  # `verify` loads the model once more
     if place.rank == 0:
         _conclude(spec, storage, reporter, snapshot, form, expected, base_dir)
 
@@ -245,13 +249,31 @@ def _from_rank_0(value: str | None, place: Place) -> str | None:
     return box[0]
 
 
+def _give_back() -> None:
+    """Memory that nothing refers to goes back to the system: modules refer to themselves, and glibc keeps small pieces in its heap."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another library of C
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _micro_batch(spec: RunSpec, base_dir: Path, place: Place) -> int:
     on_cpu = place.device.type == "cpu"
-    memory = plan.host_memory_bytes() // place.world_size if on_cpu else torch.cuda.mem_get_info(place.device)[1]
+    whole = plan.host_memory_bytes() if on_cpu else torch.cuda.mem_get_info(place.device)[1]
+    memory = plan.worker_memory(whole, spec.tunesmith.resources)
+    assert memory is not None
     rows = -(-spec.resolved.batch_size // place.world_size)
     longest = max(spec.dataset.longest, spec.validation.longest if spec.validation else 0)
     load = plan.Load.of(measure(base_dir), spec.tunesmith, spec.resolved.engine, on_cpu=on_cpu)
-    return load.micro_batch(longest=longest, rows=rows, memory_bytes=memory)
+    return _least_of_all(load.micro_batch(longest=longest, rows=rows, memory_bytes=memory), place)
+
+
+def _least_of_all(number: int, place: Place) -> int:
+    """Over the ranks, whose nodes may differ: with micro-batches of their own they would not meet at the same collectives."""
+    if place.world_size == 1:
+        return number
+    least = torch.tensor(number, device=place.device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
 
 
 def _on_saved(reporter: Reporter) -> checkpoint.OnSaved:

@@ -101,6 +101,10 @@ class TrainingState:
         """A copy on the host; waits for the devices. Every rank takes part, for each may hold a part of each tensor."""
         return Snapshot(self.holder.weights(), self.holder.moments(), replace(self.cursor), tuple(self.history))
 
+    def outcome(self) -> Snapshot:
+        """As `snapshot`, without the moments, which nobody publishes."""
+        return Snapshot(self.holder.weights(), {}, replace(self.cursor), tuple(self.history))
+
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot, whole on every rank, whose tensors fit this model."""
         self.holder.load(snapshot.weights, snapshot.optimizer, snapshot.cursor.step)

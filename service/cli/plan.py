@@ -226,7 +226,9 @@ def _memory(estimate: Row) -> str:
         return ""
     parts = ", ".join(f"{name} {size(memory[name])}" for name in ("weights", "optimizer", "activations", "head") if memory[name] >= 10**6)
     has = f" of {size(memory['available'])}" if memory["available"] is not None else ""
-    return f"about {size(memory['total'])} a worker{has} ({parts})"
+    run = views.part(estimate, "plan").get("run_memory")
+    beside = f", and {size(run)} once for the run" if run else ""
+    return f"about {size(memory['total'])} a worker{has} ({parts}){beside}"
 
 
 def _layout(estimate: Row) -> str:

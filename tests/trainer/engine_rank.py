@@ -36,7 +36,7 @@ def run(spec: RunSpec, place: Place, stop_at: dict[int, int], resumes: bool) -> 
     storage = open_storage(spec.storage_url)
     if resumes:
         spec = spec.model_copy(update={"resume_from": objects.checkpoint_prefixes(storage, spec.job_id, spec.epoch)})
-    plan.CPU_TOKENS = 2 * spec.dataset.longest  # several micro-batches a step
+    plan.CPU_TOKENS = (2 + place.rank) * spec.dataset.longest  # several micro-batches a step, and nodes that are not alike
     told, ended = Recorder(stop_at if place.rank == 0 else None), "finished"
     try:
         execute(spec, storage, told, place)

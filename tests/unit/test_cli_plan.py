@@ -54,7 +54,8 @@ def test_a_dry_run_of_an_uploaded_file_prints_the_estimate_and_creates_nothing(s
     for words in (
         "150 steps",
         "torch on 1 CPU worker, 8 rows at a time",
-        "a worker of 8.6 GB",
+        "a worker of 6.1 GB",
+        "once for the run",
         "fits",
         "setting cpu_gflops",
         " USD (2 cores at 36",

@@ -14,6 +14,7 @@ from service.runtime import Capacity
 from service.settings import Settings
 from tests.sizes import LLAMA_8B, SMOLLM2
 from trainers.model_files import Sizes
+from trainers.plan import RUN_BYTES, USABLE_SHARE
 from trainers.spec import DatasetRef, Hyperparameters, ResourceSpec, TunesmithSpec
 
 GIB = 2**30
@@ -40,7 +41,8 @@ def test_an_8b_model_fits_where_it_does(gpu_type: str, fits: bool) -> None:
     assert found.plan is not None
     assert found.placement is not None
     assert found.placement.fits is fits, found.plan.memory
-    assert found.plan.memory.available == GPUS[gpu_type][1] * GIB
+    assert found.plan.memory.available == int(GPUS[gpu_type][1] * GIB * USABLE_SHARE)
+    assert found.plan.run_memory == 0
     assert fits or "a worker needs about" in found.placement.reason
 
 
@@ -48,10 +50,23 @@ def test_workers_of_a_node_share_its_memory() -> None:
     alone = made(ResourceSpec(), cluster("", gpus=0, sizes=SMOLLM2, gib=8))
     together = made(ResourceSpec(workers=4), cluster("", gpus=0, sizes=SMOLLM2, gib=8))
     apart = made(ResourceSpec(workers=4), cluster("", gpus=0, nodes=4, sizes=SMOLLM2, gib=8))
-    for found, fits, available in ((alone, True, 8), (together, False, 2), (apart, True, 8)):
+    packed = made(ResourceSpec(workers=4, cpus_per_worker=4), cluster("", gpus=0, nodes=4, sizes=SMOLLM2, gib=8))
+    left = int(8 * GIB * USABLE_SHARE) - RUN_BYTES
+    for found, fits, sharing in ((alone, True, 1), (together, False, 4), (apart, True, 1), (packed, False, 4)):
         assert found.plan is not None
         assert found.placement is not None
-        assert (found.placement.fits, found.plan.memory.available) == (fits, available * GIB)
+        assert (found.placement.fits, found.plan.memory.available) == (fits, left // sharing)
+        assert found.plan.run_memory == RUN_BYTES
+
+
+def test_what_the_run_and_the_node_need_beside_a_worker_is_not_given_away() -> None:
+    need = made(ResourceSpec(), cluster("", gpus=0, sizes=SMOLLM2, gib=64))
+    assert need.plan is not None
+    small = replace(cluster("", gpus=0, sizes=SMOLLM2), node_memory=need.plan.memory.total)
+    found = made(ResourceSpec(), small)
+    assert found.placement is not None
+    assert found.placement.fits is False
+    assert "may take" in found.placement.reason
 
 
 def test_memory_that_is_not_known_fits_nothing() -> None:

@@ -170,7 +170,7 @@ class Estimate(_message.Message):
     def __init__(self, ok: _Optional[bool] = ..., training: _Optional[_Union[DataReport, _Mapping]] = ..., validation: _Optional[_Union[DataReport, _Mapping]] = ..., resolved: _Optional[_Union[_types_pb2.Resolved, _Mapping]] = ..., trained_tokens: _Optional[int] = ..., plan: _Optional[_Union[PlanEstimate, _Mapping]] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., time: _Optional[_Union[TimeEstimate, _Mapping]] = ..., cost: _Optional[_Union[CostEstimate, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PlanEstimate(_message.Message):
-    __slots__ = ("engine", "device", "workers", "cpus_per_worker", "gpus_per_worker", "micro_batch", "micro_batches", "memory", "reasons")
+    __slots__ = ("engine", "device", "workers", "cpus_per_worker", "gpus_per_worker", "micro_batch", "micro_batches", "memory", "reasons", "run_memory")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +180,7 @@ class PlanEstimate(_message.Message):
     MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
+    RUN_MEMORY_FIELD_NUMBER: _ClassVar[int]
     engine: str
     device: str
     workers: int
@@ -189,7 +190,8 @@ class PlanEstimate(_message.Message):
     micro_batches: int
     memory: MemoryEstimate
     reasons: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., workers: _Optional[int] = ..., cpus_per_worker: _Optional[int] = ..., gpus_per_worker: _Optional[int] = ..., micro_batch: _Optional[int] = ..., micro_batches: _Optional[int] = ..., memory: _Optional[_Union[MemoryEstimate, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+    run_memory: int
+    def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., workers: _Optional[int] = ..., cpus_per_worker: _Optional[int] = ..., gpus_per_worker: _Optional[int] = ..., micro_batch: _Optional[int] = ..., micro_batches: _Optional[int] = ..., memory: _Optional[_Union[MemoryEstimate, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., run_memory: _Optional[int] = ...) -> None: ...
 
 class MemoryEstimate(_message.Message):
     __slots__ = ("process", "weights", "adapter", "gradients", "optimizer", "copies", "activations", "head", "margin", "total", "available")
