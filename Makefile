@@ -39,10 +39,11 @@ lint: setup check-stubs check-protos ## ruff, import contracts, pyright on servi
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-bench: setup $(BENCH)/.ready ## our trainer against tuned TRL, the overhead of the service, and the gateway alone
+bench: setup $(BENCH)/.ready ## our trainer against tuned TRL, the overhead of the service, the gateway alone, and how a step's time grows
 	$(BIN)/python bench/trainer.py
 	$(BIN)/python bench/overhead.py
 	$(BIN)/python -m bench.api
+	$(BIN)/python -m bench.scaling
 
 $(BENCH)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH)

@@ -46,12 +46,14 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
 
     from trainers import registry
     from trainers.engine import TorchEngine, adamw
+    from trainers.leaving import Leaving
     from trainers.loop import LoopParts, train
     from trainers.model import TrainingModel
     from trainers.report import Silent
     from trainers.spec import AdapterSpec, TrainingSpec
     from trainers.state import PlainHolder, TrainingState
     from trainers.tokenised import DatasetWriter, TokenisedDataset
+    from trainers.watch import Watch
 
     torch.set_num_threads(order["threads"])
     encoded = Path(order["scratch"]) / "encoded"
@@ -67,12 +69,18 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
     grad_norm = training.max_grad_norm
     engine = TorchEngine(model, model.trainable_parameters(), optimizer, max_grad_norm=grad_norm, rank=0, world_size=1)
     spec = _run_spec(order, adapter, training)
-    parts = LoopParts(spec, registry.get("supervised"), model, state, engine, TokenisedDataset.open(encoded), None, Silent(), None)
+    method, rows, watch = registry.get("supervised"), TokenisedDataset.open(encoded), Watch(0, 1, None, _stuck)
+    parts = LoopParts(spec, method, model, state, engine, rows, None, Silent(), None, Leaving(), watch)
     began, cpu = time.perf_counter(), time.process_time()
     train(parts)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    watch.close()
     model.save_adapter(Path(order["scratch"]) / "adapter")
     return trained(state.cursor.tokens, seconds, cpu, [row.train_loss for row in state.history])
+
+
+def _stuck(failed: Exception) -> None:
+    sys.stderr.write(f"{failed}\n")
 
 
 def _run_spec(order: dict[str, Any], adapter: Any, training: Any) -> Any:

@@ -79,9 +79,9 @@ def _encoded(model: Path, count: int) -> list[dict[str, Any]]:
 def _round(order: dict[str, Any], number: int) -> dict[str, Any]:
     """Both sides once, the other one first in every second round, and the machine's product rate before and after."""
     sides = ("trl", "ours") if number % 2 else ("ours", "trl")
-    before = _sgemm(order["threads"])
+    before = sgemm(order["threads"])
     results = {side: _run(side, order) for side in sides}
-    rates = [before, _sgemm(order["threads"])]
+    rates = [before, sgemm(order["threads"])]
     console.print(f"round {number}: " + ", ".join(f"{side} {_speed(results[side]):.0f} tok/s" for side in ("ours", "trl")))
     return {**results, "sgemm_gflops": max(rates)}
 
@@ -99,7 +99,7 @@ def _run(side: str, order: dict[str, Any]) -> dict[str, Any]:
         return json.loads(result.read_text())
 
 
-def _sgemm(threads: int) -> float:
+def sgemm(threads: int) -> float:
     """GFLOP/s of a square float32 product, the best of a few, in a process of its own."""
     code = (
         f"import time, torch; torch.set_num_threads({threads}); a = torch.randn(2048, 2048); a @ a; best = 1e9\n"
@@ -142,7 +142,7 @@ def _report(order: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, An
         turn["cpu_ratio"] = turn["ours"]["tokens_per_cpu_second"] / turn["trl"]["tokens_per_cpu_second"]
         turn["memory_ratio"] = turn["ours"]["peak_rss_bytes"] / turn["trl"]["peak_rss_bytes"]
     return {
-        "machine": _machine(order["threads"]),
+        "machine": machine(order["threads"]),
         "settings": {key: value for key, value in order.items() if key not in ("rows", "model")} | {"rows": len(order["rows"])},
         "flop_a_token": flop,
         "medians": {name: statistics.median(turn[name] for turn in rounds) for name in RATIOS},
@@ -150,7 +150,8 @@ def _report(order: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, An
     }
 
 
-def _machine(threads: int) -> dict[str, Any]:
+def machine(threads: int) -> dict[str, Any]:
+    """What a benchmark ran on."""
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")

@@ -117,13 +117,12 @@ class TorchEngine:
 
     def step(self, batches: Iterable[Batch], method: Method, *, weight: float, learning_rate: float, signal: int) -> StepResult:
         """See Engine."""
-        sums = self._gradients(batches, method, weight)
-        if self.world_size > 1:
-            dist.all_reduce(self._flat)
-        # A rank that ran out of memory comes to the collectives as well: the others wait for it there, and learn of it there.
-        totals, signal = self._reduced(sums, signal)
+        # A rank that ran out of memory comes to this collective as well: the others wait for it here, and learn of it here.
+        totals, signal = self._reduced(self._gradients(batches, method, weight), signal)
         if signal == OUT_OF_MEMORY:
             return StepResult(totals, 0.0, True, 0, out_of_memory=True)
+        if self.world_size > 1:
+            dist.all_reduce(self._flat)
         norm = float(torch.linalg.vector_norm(self._flat))
         finite = norm < float("inf")  # False for NaN too
         if finite:

@@ -107,3 +107,20 @@ def test_evaluation_changes_nothing() -> None:
     assert torch.equal(model.table, before)
     scores = model.score(batch(ROWS, WEIGHTS))
     assert sums.mean_loss == pytest.approx(float(-(scores.logp * scores.weights).sum().detach() / WHOLE))
+
+
+def test_gradients_stay_where_they_are_once_a_rank_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks tell each other in a few numbers; what would be thrown away is not sent first."""
+    model, sent = Bigram(), []
+    parameters = list(model.parameters())
+    of_two = TorchEngine(model, parameters, adamw(parameters, 0.1), max_grad_norm=1.0, rank=0, world_size=2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: sent.append(tensor.numel()))
+    step = {"weight": WHOLE, "learning_rate": 0.1, "signal": 0}
+    assert not of_two.step([batch(ROWS, WEIGHTS)], Supervised(), **step).out_of_memory
+    monkeypatch.setattr(model, "score", _no_memory)
+    assert of_two.step([batch(ROWS, WEIGHTS)], Supervised(), **step).out_of_memory
+    assert sent == [7, 25, 7]
+
+
+def _no_memory(_: Batch) -> Scored:
+    raise MemoryError
