@@ -5,26 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
-from service.jobs import Job, JobError, JobStatus, Notice, advance
+from service.jobs import Departure, Job, JobError, JobStatus, Notice, advance
 from service.records import File
 from service.store.runs import Run
 
 PREEMPTED = "preempted"
 """Code of a run whose node went away: no fault of anybody, so it costs none of the retries."""
-
-
-class Departure(StrEnum):
-    """Why the service asks a run to write a checkpoint and leave; the code of what it ends with."""
-
-    OUTRANKED = "outranked"
-    """A job of higher priority needs the devices."""
-    GROWING = "growing"
-    """There is room for more of the job's workers."""
-    MAX_DURATION = "max_duration_exceeded"
-    DEADLINE = "deadline_exceeded"
 
 
 _YIELDS = {

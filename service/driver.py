@@ -22,7 +22,6 @@ import structlog
 from service import objects, run_logs
 from service.conclude import (
     Budget,
-    Departure,
     failed_job,
     failure,
     given_up,
@@ -34,7 +33,7 @@ from service.conclude import (
     yielded_job,
 )
 from service.gangs import gang_of
-from service.jobs import FINAL, ON_RAY, TRANSITIONS, Job, JobError, JobStatus, Notice, advance
+from service.jobs import FINAL, ON_RAY, TRANSITIONS, Departure, Job, JobError, JobStatus, Notice, advance
 from service.metrics import Metrics
 from service.reports import planned_model_name
 from service.runtime import Observation, RunState, Runtime, RuntimeUnavailable

@@ -50,6 +50,17 @@ ON_RAY = frozenset({S.STARTING, S.RUNNING, S.PAUSING, S.CANCELLING})
 """States in which a run may have processes, so a scheduler must hold the job's lease."""
 
 
+class Departure(StrEnum):
+    """Why the service asks a run to write a checkpoint and leave; the code of what it ends with."""
+
+    OUTRANKED = "outranked"
+    """A job of higher priority needs the devices."""
+    GROWING = "growing"
+    """There is room for more of the job's workers."""
+    MAX_DURATION = "max_duration_exceeded"
+    DEADLINE = "deadline_exceeded"
+
+
 class MethodSpec(Frozen):
     """The objective and its hyperparameters as the client gave them."""
 

@@ -101,7 +101,7 @@ class EmbeddedRay:
         self._address, self._why_not = None, "the local Ray head has been stopped"
         await self.leave()
         await asyncio.to_thread(stop_head, self._data_dir)
-        self._reap()
+        await asyncio.to_thread(self._bury)
 
     async def leave(self) -> None:
         """Close the connections and let the head live."""
@@ -207,10 +207,17 @@ class EmbeddedRay:
         if self._child is not None and self._child.poll() is not None:
             self._child = None
 
+    def _bury(self) -> None:
+        """As `_reap`, of a head that was killed: a process that is about to die shows no mark any more, and is not yet dead."""
+        if self._child is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(10)
+        self._reap()
+
     async def _clear(self) -> None:
         """Nothing of the head or its runs is left after this."""
         await asyncio.to_thread(self._processes.end_all)
-        self._reap()
+        await asyncio.to_thread(self._bury)
         self._facts_path.unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, ray_dir(self._data_dir), ignore_errors=True)
 

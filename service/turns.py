@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from service.conclude import Departure, failed_job, limit_error
+from service.conclude import failed_job, limit_error
 from service.gangs import Gang, gang
-from service.jobs import ON_RAY, Job, JobStatus, Notice, advance
+from service.jobs import ON_RAY, Departure, Job, JobStatus, Notice, advance
 from service.metrics import Metrics
 from service.places import Places
 from service.queue import Plan, Rules, Running, Waiting, decide

@@ -40,10 +40,16 @@ class RayCluster:
 
     directory: Path
     taken: set[int] = field(default_factory=set)
+    placement_seconds: int = 8
+    """How long a gang may wait for its places."""
     nodes: int = 0
     started: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    url: str = ""
-    gcs: str = ""
+    head_ports: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """The dashboard."""
+        return f"http://{_ip(0)}:{self.head_ports['dashboard-port']}"
 
     @property
     def address(self) -> RayAddress:
@@ -54,19 +60,28 @@ class RayCluster:
         """A head without cores, so that no worker is placed on it."""
         (self.directory / "token").write_text(secrets.token_hex(32))
         (self.directory / "token").chmod(0o600)
-        ports = self._ports(PORTS)
-        self.url, self.gcs = f"http://{_ip(0)}:{ports['dashboard-port']}", f"{_ip(0)}:{ports['port']}"
-        self._start(0, ["--head", "--no-monitor", f"--dashboard-host={_ip(0)}", "--num-cpus=0"], ports)
-        self._until(1)
+        self.head_ports = self._ports(PORTS)
+        self._head()
+
+    def restart_head(self) -> None:
+        """A head that knows nothing, where the killed one was. Ends once the nodes of that one have left, which they do by themselves."""
+        shutil.rmtree(self.directory / "0")
+        self._head()
+        for number in [number for number in self.started if number]:
+            self.started.pop(number).wait(START_SECONDS)
+
+    def _head(self) -> None:
+        self._start(0, ["--head", "--no-monitor", f"--dashboard-host={_ip(0)}", "--num-cpus=0"], self.head_ports)
+        self._until(1, 0)
 
     def add_node(self, num_cpus: int = 2, resources: dict[str, float] | None = None, labels: dict[str, str] | None = None) -> int:
         """One more node, once Ray knows it; its number."""
         self.nodes += 1
-        told = [f"--address={self.gcs}", f"--num-cpus={num_cpus}", f"--resources={json.dumps(resources or {})}"]
+        told = [f"--address={_ip(0)}:{self.head_ports['port']}", f"--num-cpus={num_cpus}", f"--resources={json.dumps(resources or {})}"]
         told += [f"--labels={','.join(f'{name}={value}' for name, value in labels.items())}"] if labels else []
         alive = len(self.alive())
         self._start(self.nodes, told, self._ports(tuple(name for name in PORTS if name not in HEAD_ONLY)))
-        self._until(alive + 1)
+        self._until(alive + 1, self.nodes)
         return self.nodes
 
     def kill_node(self, number: int) -> None:
@@ -137,6 +152,8 @@ class RayCluster:
         own = {
             # Off, Ray takes the machine for one that never joins a cluster; with addresses other than 127.0.0.1 it need not be.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+            # A run's entry point is `python`, as in a node's image.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_TOKEN_PATH": str(self.directory / "token"),
             "DASHBOARD_METRIC_PORT": str(metric_port),
             "TMPDIR": str(place / "tmp"),
@@ -148,7 +165,11 @@ class RayCluster:
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_timeout_ms": "5000",
             "RAY_health_check_failure_threshold": "3",
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",
+            # A node asks as seldom as once a minute whether its head still knows it, and leaves when another has taken that one's place.
+            "RAY_raylet_liveness_self_check_interval_ms": "5000",
+            # The machine's memory is not the node's: what others take of it must not cost a worker.
+            "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self.placement_seconds),
             MARK: f"{self.directory} {number}",
         }
         fixed = [f"--node-ip-address={_ip(number)}", f"--temp-dir={place}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
@@ -163,19 +184,19 @@ class RayCluster:
                 start_new_session=True,
             )
 
-    def _until(self, alive: int) -> None:
+    def _until(self, alive: int, number: int) -> None:
         deadline = time.monotonic() + START_SECONDS
         while len(self.alive()) < alive:
-            log = (self.directory / str(self.nodes) / "log").read_text(errors="replace")[-2000:]
+            log = (self.directory / str(number) / "log").read_text(errors="replace")[-2000:]
             assert time.monotonic() < deadline, f"the node did not start:\n{log}"
             time.sleep(0.3)
 
 
 @contextmanager
-def ray_cluster() -> Iterator[RayCluster]:
+def ray_cluster(placement_seconds: int = 8) -> Iterator[RayCluster]:
     """A cluster with a head alone."""
     # The path of a Unix socket ends at 107 characters, so this lies in /tmp and not below the test's own directory.
-    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="tsc-", dir="/tmp")))
+    cluster = RayCluster(Path(tempfile.mkdtemp(prefix="tsc-", dir="/tmp")), placement_seconds=placement_seconds)
     try:
         cluster.start_head()
         yield cluster

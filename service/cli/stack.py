@@ -69,7 +69,6 @@ def up(data_dir: DataDir = None, port: Port = None, grpc_port: GrpcPort = None, 
         state = _until_ready(settings, gateway, detach)
         typer.echo(_welcome(state, first_start))
         if not detach:
-            say("Ctrl-C stops it.")
             raise typer.Exit(_wait(gateway))
     except KeyboardInterrupt:
         say("Stopping …")
@@ -226,6 +225,7 @@ def _wait(gateway: subprocess.Popen[bytes]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
+    say("Ctrl-C stops it.")
     return max(gateway.wait(), 0)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.jobs import ON_RAY, JobStatus
+from service.jobs import ON_RAY, Departure, JobStatus
 from service.store import tables as t
 from trainers.spec import ResourceSpec
 
@@ -116,7 +116,9 @@ class QueueStatements:
         """The runs that hold devices now, by their jobs."""
         c, r = t.jobs.c, t.runs.c
         earlier = t.runs.alias().c
-        made_room = sa.select(sa.func.count()).where(earlier.job_id == c.id, earlier.leaving == "outranked", earlier.epoch < c.epoch)
+        made_room = sa.select(sa.func.count()).where(
+            earlier.job_id == c.id, earlier.leaving == Departure.OUTRANKED.value, earlier.epoch < c.epoch
+        )
         query = (
             sa.select(*_HOLDING, made_room.scalar_subquery().label("preemptions"))
             .select_from(t.jobs.join(t.runs, sa.and_(r.job_id == c.id, r.epoch == c.epoch)))

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.jobs import Departure
 from service.records import Checkpoint, Page
 from service.store import tables as t
 from service.store.paging import page
@@ -33,7 +34,7 @@ class Run:
     held: dict[str, Any] | None
     """Numbers of a step that was reported and whose evaluation was not yet."""
     leaving: str | None = None
-    """Why it was asked to write a checkpoint and leave (a `conclude.Departure`); None unless it was."""
+    """Why it was asked to write a checkpoint and leave (a `jobs.Departure`); None unless it was."""
     leaving_since: float | None = None
     out_of_turn: bool = False
     """Its job had waited longer than anybody should."""
@@ -50,11 +51,11 @@ class RunStatements:
         values = {"job_id": job_id, "epoch": epoch, "token_sha256": token_sha256, "created_at": self.time, "last_seq": 0, "last_step": 0}
         await self.connection.execute(sa.insert(t.runs).values(values | {"out_of_turn": out_of_turn}))
 
-    async def ask_to_leave(self, job_id: str, epoch: int, why: str) -> None:
+    async def ask_to_leave(self, job_id: str, epoch: int, why: Departure) -> None:
         """The run is to write a checkpoint and leave; the first reason counts."""
         c = t.runs.c
         query = sa.update(t.runs).where(c.job_id == job_id, c.epoch == epoch, c.leaving.is_(None))
-        await self.connection.execute(query.values(leaving=why, leaving_since=self.time))
+        await self.connection.execute(query.values(leaving=why.value, leaving_since=self.time))
 
     async def run(self, job_id: str, epoch: int) -> Run | None:
         """A run by its job and number."""

@@ -149,7 +149,7 @@ runs = sa.Table(
     sa.Column("outcome", Json),
     sa.Column("ended_at", sa.Float(53)),
     sa.Column("held", Json),
-    # Why the run was asked to write a checkpoint and leave (a `conclude.Departure`), and whether its job had waited too long.
+    # Why the run was asked to write a checkpoint and leave (a `jobs.Departure`), and whether its job had waited too long.
     sa.Column("leaving", sa.String(64)),
     sa.Column("leaving_since", sa.Float(53)),
     sa.Column("out_of_turn", sa.Boolean, nullable=False, server_default=sa.false()),

@@ -186,8 +186,10 @@ def test_in_the_foreground_a_signal_stops_everything(tmp_path: Path, number: sig
     stack = Stack(tmp_path / "data", ENV)
     command = [str(TUNESMITH), "up", "--port", "0", "--grpc-port", "0", "--data-dir", str(stack.data_dir)]
     with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | ENV) as up:
-        until("a stack that is ready", lambda: stack.status()["ready"] or up.poll() is not None, 240, pause=1)
+        # Not the service's own readiness, of which `up` hears a little later: until then a signal interrupts its start.
+        until("word of it", lambda: "Ctrl-C stops it." in (tmp_path / "log").read_text() or up.poll() is not None, 240)
         assert up.poll() is None, (tmp_path / "log").read_text()
+        assert stack.status()["ready"]
         up.send_signal(number)
         assert up.wait(90) == 0, (tmp_path / "log").read_text()
     assert nothing_runs(stack.data_dir)

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +23,10 @@ from service.store import tables as t
 from tests.fake_run import until
 from tests.faults.process_runtime import live_runs, process_of
 from tests.faults.run_process import chain
-from trainers import manifest
+from tests.soundness import assert_manifests, assert_one_end, assert_untold, rows
 from trainers.storage import Storage, open_storage
 
 ROOT = Path(__file__).parents[2]
-ENDS = ("The job has successfully completed", "The job has been cancelled", "The job failed due to ")
-"""The last words of a job's history."""
 LEASE = 1.5
 """Seconds: a lease that runs out within a test's patience."""
 QUICK = {
@@ -74,12 +71,7 @@ class Site:
 
     def rows(self, query: sa.Select[Any]) -> list[Any]:
         """What the database says, past every gateway."""
-        engine = sa.create_engine(self.database)
-        try:
-            with engine.connect() as connection:
-                return list(connection.execute(query).all())
-        finally:
-            engine.dispose()
+        return rows(self.database, query)
 
     def change(self, statement: sa.Update) -> None:
         """Change the database, past every gateway."""
@@ -120,30 +112,17 @@ class Site:
             job = jobs[job_id]
             assert job.status == status if status else job.status in {s.value for s in FINAL}, (job_id, job.status, job.reason, job.error)
             self._assert_one_end(job)
-        self._assert_manifests()
+        assert_manifests(self.storage)
         self._assert_nothing_left()
         self._assert_nothing_told()
 
     def _assert_one_end(self, job: Any) -> None:
-        events = self.rows(sa.select(t.events.c.message, t.events.c.seq).where(t.events.c.job_id == job.id).order_by(t.events.c.seq))
-        assert [row.seq for row in events] == list(range(1, len(events) + 1))
-        assert sum(row.message.startswith(ENDS) for row in events) == 1, [row.message for row in events]
-        runs = self.rows(sa.select(t.runs.c.epoch, t.runs.c.ended_at).where(t.runs.c.job_id == job.id).order_by(t.runs.c.epoch))
-        assert [row.epoch for row in runs] == list(range(1, job.epoch + 1))
-        assert all(row.ended_at is not None for row in runs)
+        assert_one_end(self.database, job)
         if job.status == "succeeded":
             published = self.storage.get(f"models/{job.id}/{job.epoch}/adapter/adapter_model.safetensors").decode()
             assert published == chain(job.id, job.resolved["steps"]), "not what an undisturbed job publishes"
             kept = self.rows(sa.select(t.checkpoints.c.epoch).where(t.checkpoints.c.job_id == job.id))
             assert all(row.epoch <= job.epoch for row in kept)
-
-    def _assert_manifests(self) -> None:
-        storage = self.storage
-        for info in list(storage.list("")):
-            prefix, _, name = info.key.rpartition("/")
-            if name == manifest.MANIFEST and prefix.startswith(("runs/", "models/")):
-                with tempfile.TemporaryDirectory() as scratch:
-                    manifest.fetch(storage, prefix, manifest.read(storage, prefix).files, Path(scratch))
 
     def _assert_nothing_left(self) -> None:
         assert live_runs(self.runs) == []
@@ -154,9 +133,7 @@ class Site:
 
     def _assert_nothing_told(self) -> None:
         secrets = {self.key(), *(self.storage.get(info.key).decode() for info in self.storage.list("runs/") if info.key.endswith("/token"))}
-        for path in [*self.directory.glob("*/gateway.log*"), *self.runs.glob("*/log")]:
-            text = path.read_text(errors="replace")
-            assert not [secret for secret in secrets if secret in text], f"a secret is in {path}"
+        assert_untold(secrets, [*self.directory.glob("*/gateway.log*"), *self.runs.glob("*/log")])
 
 
 @dataclass

@@ -19,8 +19,8 @@ from service.errors import TunesmithError
 from service.runtime import Capacity
 from tests.fake_run import PUBLISHED, FakeRun, until
 from tests.faults.posting import JOBS, job_body, post, upload
-from tests.faults.process import ENDS
 from tests.gateway import Gateway, running_gateway
+from tests.soundness import ENDS
 from tests.tiny_chat import chat_row, write_rows
 
 RACES, BATCH = 200, 40

@@ -44,7 +44,7 @@ def test_13_a_stopped_scheduler_steps_down_before_it_acts(pair: tuple[Site, TcpP
     first = up(site, front, "one")
     with first.http() as client:
         file = upload(client)
-        job_id = post(client, job_body(file, epochs=4), "k")
+        job_id = post(client, job_body(file, epochs=12), "k")
     before = until("the run", lambda: running(site, job_id))
     second = up(site, front, "two")
     first.signal(signal.SIGSTOP)

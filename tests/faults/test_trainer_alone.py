@@ -318,7 +318,7 @@ def test_36_a_loss_that_is_no_number_ends_the_run_with_nothing_published(small: 
 
 @pytest.mark.parametrize("harm", ["no tensors", "tensors without numbers", "as it was"])
 def test_37_an_adapter_with_nothing_in_it_is_not_published(small: SmallRun, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
-    whole, first = TrainingState.snapshot, dict[str, torch.Tensor]()
+    whole, first = TrainingState.outcome, dict[str, torch.Tensor]()
 
     def hollow(self: TrainingState) -> Snapshot:
         taken = whole(self)
@@ -333,7 +333,7 @@ def test_37_an_adapter_with_nothing_in_it_is_not_published(small: SmallRun, monk
         return model
 
     monkeypatch.setattr(TrainingModel, "load", load)
-    monkeypatch.setattr(TrainingState, "snapshot", hollow)
+    monkeypatch.setattr(TrainingState, "outcome", hollow)
     told = Recorder()
     with pytest.raises(TrainingFailed) as failure:
         small.execute(small.spec(job=f"ftjob-row37-{harm.partition(' ')[0]}{len(harm)}", resolved={"n_epochs": 1}), told)

@@ -23,15 +23,17 @@ ONE = Capacity(cpus=1, gpus=0, nodes=1)
 STARTED = pb.RunReport(seq=1, started=pb.Started(world_size=1, total_steps=4))
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """One scheduler on a cluster with room for one job."""
+    url = {} if request.param == "sqlite" else {"database": request.getfixturevalue("postgres_url")}
     settings = Settings(
         data_dir=tmp_path,
         heartbeat=timedelta(seconds=0.2),
         retry_backoff=timedelta(seconds=0.05),
         cancel_grace=timedelta(seconds=0.1),
         pause_grace=timedelta(seconds=60),
+        **url,
     )
     async with world_of(settings) as made:
         made.runtime.total = ONE
