@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.random_rows import random_rows
+from service.embedded import free_port
 from trainers import manifest
 from trainers.model_files import measure
 from trainers.plan import Load, Memory
-from trainers.registry import DatasetWriter, Encoded
 from trainers.spec import BaseModelRef, DatasetRef, EngineName, Resolved, RunSpec, TunesmithSpec
 from trainers.storage import Storage, open_storage
 
@@ -125,7 +125,8 @@ class Workshop:
         began, directory = time.perf_counter(), self.directory / spec.job_id
         directory.mkdir()
         (directory / "spec.json").write_text(spec.model_dump_json())
-        ranks = [self._start(case, directory, rank) for rank in _ports(case.workers)]
+        port = free_port()
+        ranks = [self._start(case, directory, rank, port) for rank in range(case.workers)]
         try:
             for rank in ranks:
                 if rank.wait(TIMEOUT_SECONDS) != 0:
@@ -139,8 +140,7 @@ class Workshop:
         peaks = tuple(one["peak"] for one in told)
         return Outcome(case, peaks, told[0]["stages"], load.memory(case.rows, case.tokens), time.perf_counter() - began)
 
-    def _start(self, case: Case, directory: Path, place: tuple[int, int]) -> subprocess.Popen[bytes]:
-        rank, port = place
+    def _start(self, case: Case, directory: Path, rank: int, port: int) -> subprocess.Popen[bytes]:
         env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(case.workers), "RANK": str(rank)}
         env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // case.workers)))
@@ -171,19 +171,9 @@ class Workshop:
     def _dataset(self, model: str, rows: int, tokens: int) -> DatasetRef:
         """Rows of random tokens, of which every one but the first has a label."""
         vocabulary = json.loads((self._model(model) / "config.json").read_text())["vocab_size"]
-        name = f"{model}-{rows}-{tokens}"
-        ref = DatasetRef(
-            prefix=f"datasets/{name}", sha256=name, rows=rows, tokens=rows * tokens, trained_tokens=rows * (tokens - 1), longest=tokens
-        )
-        if (self.directory / name).exists():
-            return ref
-        numbers, weights = np.random.default_rng(1), np.ones(tokens, np.float32)
+        weights = np.ones(tokens, np.float32)
         weights[0] = 0
-        with DatasetWriter(self.directory / name) as writer:
-            for _ in range(rows):
-                writer.append(Encoded(numbers.integers(vocabulary, size=tokens, dtype=np.uint32), weights))
-        manifest.write(self.storage, ref.prefix, self.directory / name, {})
-        return ref
+        return random_rows(self.storage, self.directory / f"{model}-{rows}-{tokens}", rows, weights, vocabulary=vocabulary)
 
 
 def random_llama(directory: Path, layers: int, hidden: int) -> Path:
@@ -206,13 +196,6 @@ def random_llama(directory: Path, layers: int, hidden: int) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(directory)
     return directory
-
-
-def _ports(workers: int) -> list[tuple[int, int]]:
-    """Each rank, and the free port at which all meet."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return [(rank, free.getsockname()[1]) for rank in range(workers)]
 
 
 ENGINES: tuple[EngineName, ...] = ("torch", "zero1", "zero2", "zero3")

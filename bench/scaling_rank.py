@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from bench.memory_rank import resident
 from bench.wire import Waiting, sent_by_this_process
 from protos.tunesmith.v1 import runs_pb2 as pb
 from trainers import plan
@@ -62,7 +63,7 @@ class Ticks(Silent):
         self.taken: list[Tick] = []
         self.peak = 0
         """Bytes that the run had taken at the most by the end of the last step, before it publishes."""
-        self._waiting, self._start = waiting, _resident("VmRSS")
+        self._waiting, self._start = waiting, resident("VmRSS")
 
     def tell(self, report: pb.RunReport) -> None:
         """A step is done."""
@@ -70,7 +71,7 @@ class Ticks(Silent):
             waited = self._waiting.seconds()
             self.taken.append(Tick(time.perf_counter(), time.process_time(), waited, self._waiting.calls, sent_by_this_process()))
             on_gpu = torch.cuda.is_initialized()
-            self.peak = torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM") - self._start
+            self.peak = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - self._start
 
 
 def work(order: Order, rank: int) -> None:
@@ -101,9 +102,3 @@ def _meet(order: Order, rank: int, world_size: int) -> None:
     if world_size > 1:
         where = f"tcp://127.0.0.1:{order.port}"
         dist.init_process_group("nccl" if order.on_gpus else "gloo", init_method=where, rank=rank, world_size=world_size)
-
-
-def _resident(kind: str) -> int:
-    """Bytes that this process has in memory (VmRSS), or has had at the most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(kind)).split()[1]) * 1024

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from bench.random_rows import random_rows
 from bench.scaling_rank import Order, work
+from service.embedded import free_port
 from tests.tiny_model import write_tiny_model
 from trainers import manifest
 from trainers.model_files import Sizes, measure
-from trainers.registry import DatasetWriter, Encoded
 from trainers.spec import BaseModelRef, DatasetRef, EngineName, Resolved, RunSpec, TunesmithSpec
 from trainers.storage import open_storage
 
@@ -105,7 +105,7 @@ class Site:
         directory.mkdir()
         tokens = -(-case.tokens // (case.workers * case.pieces))
         spec = self.spec(case, f"ftjob-{self._runs}")
-        order = Order(spec, tokens, tuple(self._shares), _free_port(), self.gpus > 0, directory)
+        order = Order(spec, tokens, tuple(self._shares), free_port(), self.gpus > 0, directory)
         ranks = [self._context.Process(target=work, args=(order, rank)) for rank in range(case.workers)]
         for rank in ranks:
             rank.start()
@@ -180,16 +180,8 @@ class Site:
 
     def _dataset(self, case: Case) -> DatasetRef:
         rows, length = case.rows * self._steps, case.length
-        prefix = f"datasets/{rows}x{length}"
         weights = (np.arange(length) >= length // 2).astype(np.float32)
-        if not (self._directory / prefix).is_dir():
-            random = np.random.default_rng(1)
-            with DatasetWriter(self._directory / prefix) as writer:
-                for _ in range(rows):
-                    writer.append(Encoded(random.integers(VOCABULARY, size=length, dtype=np.uint32), weights))
-            manifest.write(self._storage, prefix, self._directory / prefix, {})
-        trained = rows * int(weights.sum())
-        return DatasetRef(prefix=prefix, sha256=prefix, rows=rows, tokens=rows * length, trained_tokens=trained, longest=length)
+        return random_rows(self._storage, self._directory / f"rows-{rows}x{length}", rows, weights, vocabulary=VOCABULARY)
 
 
 def turn(answers: Sequence[dict[str, Any]]) -> Turn:
@@ -213,9 +205,3 @@ def _differences(ticks: Sequence[dict[str, float]]) -> list[dict[str, float]]:
 
 def _share(step: dict[str, float]) -> float:
     return step["waiting"] / step["seconds"]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from service.jobs import Departure, Job, JobError, JobStatus, Notice, advance
+from service.jobs import Departure, Job, JobError, JobStatus, Notice, Progress, advance
 from service.records import File
 from service.store.runs import Run
 
@@ -15,6 +15,13 @@ PREEMPTED = "preempted"
 """Code of a run whose node went away: no fault of anybody, so it costs none of the retries."""
 
 
+_ASKED = {
+    Departure.OUTRANKED: ("A job of higher priority needs the workers", "making room for a job of higher priority"),
+    Departure.GROWING: ("There is room for more workers", "leaving to go on with more workers"),
+    Departure.MAX_DURATION: ("The job's time is used up", "its time is used up"),
+    Departure.DEADLINE: ("The job's time is used up", "its time is used up"),
+}
+"""What is told while a run that was asked to leave does so: the event, and the job's reason."""
 _YIELDS = {
     Departure.OUTRANKED: "made room for a job of higher priority",
     Departure.GROWING: "left to go on with more workers",
@@ -47,15 +54,25 @@ def failed_job(job: Job, error: JobError, now: float) -> tuple[Job, list[Notice]
 
 def paused_job(job: Job, last_saved: int) -> tuple[Job, list[Notice]]:
     """The job PAUSED, nothing of its run left; `last_saved` is the step of its newest checkpoint, 0 when there is none."""
-    onward = f"go on from step {last_saved}" if last_saved else "start afresh"
-    paused = advance(
-        job,
-        JobStatus.PAUSED,
-        reason=f"paused: once resumed it will {onward}",
-        lease_owner=None,
-        progress=job.progress.model_copy(update={"stage": "", "eta_seconds": None}),
-    )
+    reason = f"paused: once resumed it will {_onward(last_saved)}"
+    paused = advance(job, JobStatus.PAUSED, reason=reason, lease_owner=None, progress=_idle(job.progress))
     return paused, [Notice("The job has been paused")]
+
+
+def _onward(last_saved: int) -> str:
+    return f"go on from step {last_saved}" if last_saved else "start afresh"
+
+
+def _idle(progress: Progress) -> Progress:
+    """Of a job that has no run."""
+    return progress.model_copy(update={"stage": "", "eta_seconds": None})
+
+
+def leaving_job(job: Job, why: Departure) -> tuple[Job, list[Notice]]:
+    """The job while its run, which was asked to leave, writes a checkpoint and does so."""
+    words, reason = _ASKED[why]
+    told = f"{words}: waiting for the run to write a checkpoint and leave"
+    return replace(job, reason=reason), [Notice(told, level="info" if why in _YIELDS else "warn")]
 
 
 def limit_error(limit: Departure, job: Job, last_saved: int) -> JobError:
@@ -74,15 +91,9 @@ def limit_error(limit: Departure, job: Job, last_saved: int) -> JobError:
 
 def yielded_job(job: Job, run: Run, why: Departure, last_saved: int, now: float) -> tuple[Job, list[Notice]]:
     """The job back in the queue, at its old place, after its run has left for the sake of a job of higher priority, or of more workers."""
-    onward = f"go on from step {last_saved}" if last_saved else "start afresh"
-    queued = advance(
-        job,
-        JobStatus.QUEUED,
-        not_before=now,
-        reason=f"{_YIELDS[why]}: it will {onward}",
-        lease_owner=None,
-        progress=job.progress.model_copy(update={"stage": "", "eta_seconds": None}),
-    )
+    onward = _onward(last_saved)
+    reason = f"{_YIELDS[why]}: it will {onward}"
+    queued = advance(job, JobStatus.QUEUED, not_before=now, reason=reason, lease_owner=None, progress=_idle(job.progress))
     return queued, [Notice(f"Run {run.epoch} has {_YIELDS[why]}. The job will {onward}.")]
 
 
@@ -148,7 +159,7 @@ def requeued_job(job: Job, run: Run, last_saved: int, backoff: float, now: float
         not_before=now + backoff,
         reason=f"waiting to be tried again: {cause}",
         lease_owner=None,
-        progress=job.progress.model_copy(update={"stage": "", "eta_seconds": None}),
+        progress=_idle(job.progress),
     )
     onward = f"It will resume from step {last_saved}" if last_saved else "It will start afresh"
     return queued, [

@@ -25,6 +25,7 @@ from service.conclude import (
     failed_job,
     failure,
     given_up,
+    leaving_job,
     limit_error,
     paused_job,
     requeued_job,
@@ -169,7 +170,7 @@ class Driver:
         why, tail = Departure(run.leaving), await self._log_tail(run)
         async with self._writing() as tx:
             current = await self._still(tx, job)
-            last_saved = await self._last_saved(tx, job.id)
+            last_saved = await tx.last_saved(job.id)
             outcome = {"kind": "stopped", "code": why.value, "last_good_step": last_saved, "log_tail": tail}
             await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
             if why in (Departure.MAX_DURATION, Departure.DEADLINE):
@@ -222,8 +223,7 @@ class Driver:
         async with self._writing() as tx:
             current = await self._still(tx, job)
             await tx.ask_to_leave(job.id, job.epoch, limit)
-            words = "The job's time is used up: waiting for its run to write a checkpoint and leave"
-            await tx.apply(current, replace(current, reason="its time is used up"), [Notice(words, level="warn")])
+            await tx.apply(current, *leaving_job(current, limit))
 
     def _pause_grace(self, run: Run) -> timedelta:
         """A run that has not begun to train has nothing to save."""
@@ -234,7 +234,7 @@ class Driver:
         async with self._writing() as tx:
             current = await self._still(tx, job)
             await tx.update_run(job.id, run.epoch, ended_at=tx.time)
-            paused, notices = paused_job(current, await self._last_saved(tx, job.id))
+            paused, notices = paused_job(current, await tx.last_saved(job.id))
             await tx.apply(current, paused, notices)
         self._ended(job.id, "paused")
 
@@ -281,7 +281,7 @@ class Driver:
         outcome = outcome | {"log_tail": await self._log_tail(run)}
         async with self._writing() as tx:
             current = await self._still(tx, job)
-            outcome |= {"last_good_step": await self._last_saved(tx, job.id)}
+            outcome |= {"last_good_step": await tx.last_saved(job.id)}
             await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
             failed, notices = failed_job(current, failure(outcome), tx.time)
             await tx.apply(current, failed, notices)
@@ -318,7 +318,7 @@ class Driver:
         backoff = self._settings.retry_backoff.total_seconds() * 2**job.infra_failures * random.uniform(0.8, 1.2)
         async with self._writing() as tx:
             current = await self._still(tx, job)
-            last_saved = await self._last_saved(tx, job.id)
+            last_saved = await tx.last_saved(job.id)
             outcome |= {"log_tail": tail, "last_good_step": last_saved}
             await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
             runs = await tx.list_runs(job.id)
@@ -393,9 +393,6 @@ class Driver:
         if silence > limit.total_seconds():
             return lost | stuck | {"message": f"the run has not reported for {silence:.0f} s"}
         return None
-
-    async def _last_saved(self, tx: Transaction, job_id: str) -> int:
-        return max((checkpoint.step for checkpoint in await tx.checkpoints(job_id)), default=0)
 
     def _age(self, run: Run) -> float:
         """Seconds since the run last reported, or since it was made, by the database's clock at the last read."""

@@ -102,7 +102,6 @@ class Rules:
 class Reservation:
     """When a job that has to wait will start, and who lies where then."""
 
-    job_id: str
     at: float
     """By the caller's clock; infinite where an end that it needs is unknown, or may not be counted on."""
     packing: Packing
@@ -264,7 +263,7 @@ class _Look:
         if not self._holds(packing, job.smallest):
             return None
         packing.take(job.id, job.smallest)
-        return Reservation(job.id, at, packing)
+        return Reservation(at, packing)
 
     # Preemption
 

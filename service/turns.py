@@ -8,10 +8,10 @@ The rules themselves are in queue.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from service.conclude import failed_job, limit_error
-from service.gangs import Gang, gang
+from service.conclude import failed_job, leaving_job, limit_error
+from service.gangs import Gang, gang, gang_of
 from service.jobs import ON_RAY, Departure, Job, JobStatus, Notice, advance
 from service.metrics import Metrics
 from service.places import Places
@@ -27,11 +27,6 @@ AT_ONCE = 20
 """Jobs that one look starts at most: its transaction stays short, and schedulers side by side share the work."""
 REMEMBERED = 60.0
 """Seconds for which the runs of the past, which count in fair shares, are not read again."""
-ASKED = {
-    Departure.OUTRANKED: ("A job of higher priority needs the workers", "making room for a job of higher priority"),
-    Departure.GROWING: ("There is room for more workers", "leaving to go on with more workers"),
-}
-"""What is told of a run that is asked to leave: its event, and the job's reason."""
 HALF_LIVES = 5
 """Age at which what a project used is forgotten: it counts a thirty-second part by then."""
 
@@ -156,13 +151,11 @@ class Turns:
         if job.status not in (JobStatus.STARTING, JobStatus.RUNNING):
             return
         await tx.ask_to_leave(job.id, job.epoch, why)
-        words, reason = ASKED[why]
-        await tx.apply(job, replace(job, reason=reason), [Notice(f"{words}: waiting for the run to write a checkpoint and leave")])
+        await tx.apply(job, *leaving_job(job, why))
 
     async def _give_up(self, tx: Transaction, job_id: str) -> None:
         job = await self._still_queued(tx, job_id)
-        saved = max((checkpoint.step for checkpoint in await tx.checkpoints(job_id)), default=0)
-        failed, notices = failed_job(job, limit_error(Departure.DEADLINE, job, saved), tx.time)
+        failed, notices = failed_job(job, limit_error(Departure.DEADLINE, job, await tx.last_saved(job_id)), tx.time)
         await tx.apply(job, failed, notices)
 
     async def _still_queued(self, tx: Transaction, job_id: str) -> Job:
@@ -173,11 +166,11 @@ class Turns:
 
 
 def _running(job: Job, held: Holding, capacity: Capacity, now: float) -> Running:
-    whole = gang(held.resources, capacity)
+    whole = gang(job.spec.tunesmith.resources, capacity)
     return Running(
         job.id,
         job.project_id,
-        replace(whole, workers=job.progress.workers or whole.workers),
+        gang_of(job, capacity),
         job.spec.tunesmith.priority,
         held.created_at,
         job.progress.eta_seconds,

@@ -60,11 +60,10 @@ class ProjectStatements:
         values = {"name": project.name, "archived_at": project.archived_at, "quotas": _stored(project.quotas)}
         await self.connection.execute(sa.update(t.projects).where(t.projects.c.id == project.id).values(values))
 
-    async def quotas_of(self, project_ids: Iterable[str], *, lock: bool = False) -> dict[str, Quotas]:
-        """Each project's own quotas, for the scheduler; `lock` as in `project`."""
+    async def quotas_of(self, project_ids: Iterable[str]) -> dict[str, Quotas]:
+        """Each project's own quotas, for the scheduler."""
         c = t.projects.c
-        query = sa.select(c.id, c.quotas).where(c.id.in_(set(project_ids))).order_by(c.id)
-        rows = await self.connection.execute(query.with_for_update() if lock else query)
+        rows = await self.connection.execute(sa.select(c.id, c.quotas).where(c.id.in_(set(project_ids))))
         return {project_id: Quotas.stored(quotas) for project_id, quotas in rows}
 
 

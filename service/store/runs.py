@@ -35,7 +35,6 @@ class Run:
     """Numbers of a step that was reported and whose evaluation was not yet."""
     leaving: str | None = None
     """Why it was asked to write a checkpoint and leave (a `jobs.Departure`); None unless it was."""
-    leaving_since: float | None = None
     out_of_turn: bool = False
     """Its job had waited longer than anybody should."""
 
@@ -55,7 +54,7 @@ class RunStatements:
         """The run is to write a checkpoint and leave; the first reason counts."""
         c = t.runs.c
         query = sa.update(t.runs).where(c.job_id == job_id, c.epoch == epoch, c.leaving.is_(None))
-        await self.connection.execute(query.values(leaving=why.value, leaving_since=self.time))
+        await self.connection.execute(query.values(leaving=why.value))
 
     async def run(self, job_id: str, epoch: int) -> Run | None:
         """A run by its job and number."""
@@ -102,6 +101,11 @@ class RunStatements:
         """Every checkpoint of the job, newest step first."""
         query = sa.select(t.checkpoints).where(t.checkpoints.c.job_id == job_id).order_by(t.checkpoints.c.step.desc())
         return [_checkpoint(row) for row in (await self.connection.execute(query)).mappings()]
+
+    async def last_saved(self, job_id: str) -> int:
+        """Step of the job's newest checkpoint, 0 when there is none."""
+        newest = sa.select(sa.func.max(t.checkpoints.c.step)).where(t.checkpoints.c.job_id == job_id)
+        return (await self.connection.execute(newest)).scalar() or 0
 
     async def list_checkpoints(self, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
         """Newest step first. Raises ValueError when `after` is no checkpoint of the job."""

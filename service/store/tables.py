@@ -151,7 +151,6 @@ runs = sa.Table(
     sa.Column("held", Json),
     # Why the run was asked to write a checkpoint and leave (a `jobs.Departure`), and whether its job had waited too long.
     sa.Column("leaving", sa.String(64)),
-    sa.Column("leaving_since", sa.Float(53)),
     sa.Column("out_of_turn", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index(None, "ended_at"),
 )

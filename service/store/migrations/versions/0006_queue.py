@@ -23,6 +23,5 @@ def upgrade() -> None:
     op.create_index("ix_jobs_status_queued_at", "jobs", ["status", "queued_at"])
     op.create_index("ix_jobs_status_deadline_at", "jobs", ["status", "deadline_at"])
     op.add_column("runs", sa.Column("leaving", sa.String(length=64), nullable=True))
-    op.add_column("runs", sa.Column("leaving_since", sa.Float(precision=53), nullable=True))
     op.add_column("runs", sa.Column("out_of_turn", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.create_index("ix_runs_ended_at", "runs", ["ended_at"])
