@@ -7,6 +7,7 @@ time, so all runs of a world size share them. Warnings are errors here as in pyt
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -91,3 +92,6 @@ def main(plan_file: Path, answer: Path, cache: Path, model_dir: Path, world_size
 
 if __name__ == "__main__":
     main(*(Path(argument) for argument in sys.argv[1:5]), int(sys.argv[5]))  # type: ignore[misc]
+    sys.stdout.flush()
+    # As Ray ends a worker: threads of gloo's that are still at it when the interpreter goes end the process with an abort.
+    os._exit(0)
