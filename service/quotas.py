@@ -20,6 +20,7 @@ from trainers.spec import Frozen
 Count = Annotated[int, Field(ge=0, le=2**53)] | Literal["unlimited"]
 Hours = Annotated[float, Field(ge=0, le=1e9)] | Literal["unlimited"]
 Rate = Annotated[int, Field(ge=1, le=10**6)] | Literal["unlimited"]
+Priority = Annotated[int, Field(ge=-100, le=100)] | Literal["unlimited"]
 WAITING = frozenset({JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.PAUSED})
 """States in which a job counts as queued: a paused one too, or pausing would make room for more."""
 SOON = timedelta(minutes=1)
@@ -34,6 +35,7 @@ class Quotas(Frozen):
     gpu_hours: Hours | None = Field(default=None, description="GPU-hours of all runs in a calendar month (UTC).")
     stored_bytes: Count | None = Field(default=None, description="Bytes of all files, result files too.")
     requests_per_minute: Rate | None = Field(default=None, description="Requests in any 60 seconds with all keys, at each gateway.")
+    priority: Priority | None = Field(default=None, description="Highest priority of a job.")
 
     @classmethod
     def of(cls, settings: Settings) -> Quotas:

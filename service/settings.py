@@ -194,7 +194,7 @@ class Settings(BaseSettings):
 
     quota_running_jobs: Amount = Field(
         default="unlimited",
-        description="Jobs of a project that run at the same time, unless the project has a quota of its own; so with all five.",
+        description="Jobs of a project that run at the same time, unless the project has a quota of its own; so with all six.",
     )
     quota_queued_jobs: Amount = Field(default="unlimited", description="Jobs of a project that are being checked, wait or are paused.")
     quota_gpu_hours: Annotated[float, Field(ge=0)] | Literal["unlimited"] = Field(
@@ -203,6 +203,9 @@ class Settings(BaseSettings):
     quota_stored_bytes: Amount = Field(default="unlimited", description="Bytes of a project's files.")
     quota_requests_per_minute: Annotated[int, Field(ge=1)] | Literal["unlimited"] = Field(
         default=6000, description="Requests of a project in any 60 seconds, counted by each gateway for itself."
+    )
+    quota_priority: Annotated[int, Field(ge=-100, le=100)] | Literal["unlimited"] = Field(
+        default="unlimited", description="Highest priority that a job of a project may have."
     )
 
     @property

@@ -95,7 +95,7 @@ class Turns:
         self._metrics.set_oldest_wait(max((tx.time - job.waiting_since for job in queued.values()), default=0.0))
         reasons = {job_id: reason for job_id, reason in plan.reasons.items() if reason != queued[job_id].reason}
         for job_id, (until, reason) in (await tx.postponed()).items():
-            if (words := f"trying again in {until - tx.time:.0f} s: {_cause(reason)}") != reason:
+            if (words := f"trying again in {_about(until - tx.time)} s: {_cause(reason)}") != reason:
                 reasons[job_id] = words
         return _View(queued, plan, reasons, await tx.past_deadline(), reserved)
 
@@ -196,6 +196,11 @@ def _waiting(job: Queued, capacity: Capacity) -> Waiting:
         rows=job.batch_size or asked.workers,
         duration=job.max_duration,
     )
+
+
+def _about(seconds: float) -> int:
+    """Rounded up to tens: each other number is written for all to read."""
+    return 10 * max(1, math.ceil(seconds / 10))
 
 
 def _cause(reason: str) -> str:

@@ -34,8 +34,15 @@ class QuotaChecks:
         return project.quotas.over(self.admission.defaults)
 
     async def check_new_job(self, tx: Transaction, project: Project, spec: JobSpec) -> None:
-        """Raises QUOTA_EXCEEDED when the project has no room for one more job in the queue, or no GPU-hours left for this one."""
+        """Raises QUOTA_EXCEEDED when the project has no room for one more job in the queue, or no GPU-hours left for this one.
+
+        A priority above the project's is a wrong request: waiting does not help.
+        """
         quotas = self.quotas(project)
+        highest = quotas.limit("priority")
+        if highest is not None and spec.tunesmith.priority > highest:
+            told = f"priority is {spec.tunesmith.priority}, and jobs of this project may have {highest:.0f} at the most"
+            raise invalid(f"{told} (its quota 'priority').", "tunesmith.priority")
         limit = quotas.limit("queued_jobs")
         if limit is not None and (waiting := await tx.count_jobs(project.id, WAITING)) >= limit:
             raise exceeded("queued_jobs", f"{waiting} of {limit:.0f} jobs wait already. Ask again when one has started.")

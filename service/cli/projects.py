@@ -17,7 +17,7 @@ from service.cli.views import part
 
 app = typer.Typer(help="Projects of your organization, and their quotas. Needs an admin key.", no_args_is_help=True)
 PATH = "/organization/projects"
-QUOTAS = ("running_jobs", "queued_jobs", "gpu_hours", "stored_bytes", "requests_per_minute")
+QUOTAS = ("running_jobs", "queued_jobs", "gpu_hours", "stored_bytes", "requests_per_minute", "priority")
 ProjectId = Annotated[str, typer.Argument(metavar="PROJECT", help="Id of the project, proj_…")]
 QuotaOption = Annotated[
     list[str] | None,

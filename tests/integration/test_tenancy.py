@@ -257,6 +257,16 @@ def test_a_project_has_the_services_quotas_until_it_has_its_own(http: httpx.Clie
     assert "did you mean 'queued_jobs'" in http.post(path, json={"tunesmith": {"quotas": {"queued_job": 1}}}).text
 
 
+def test_a_projects_jobs_have_at_the_most_the_priority_that_it_is_given(gateway: Gateway, http: httpx.Client) -> None:
+    value, jobs = key(http, project(http, priority=-5))["value"], "/v1/fine_tuning/jobs"
+    body = {"model": "tiny", "training_file": upload(gateway, value).json()["id"]}
+    with gateway.http(value) as client:
+        answer = client.post(jobs, json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tunesmith.priority")
+        assert "may have -5 at the most" in answer.json()["error"]["message"]
+        assert client.post(jobs, json=body | {"tunesmith": {"priority": -5}}).json()["tunesmith"]["priority"] == -5
+
+
 def refused(answer: httpx.Response, quota: str) -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (429, "quota_exceeded", quota), answer.text

@@ -33,17 +33,19 @@ def test_the_settings_give_every_quota_a_value(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("TUNESMITH_QUOTA_REQUESTS_PER_MINUTE", "unlimited")
     defaults = Quotas.of(Settings(data_dir=tmp_path))
     assert None not in defaults.model_dump().values()
-    assert [defaults.limit(name) for name in Quotas.model_fields] == [2, None, 1.5, None, None]
+    assert [defaults.limit(name) for name in Quotas.model_fields] == [2, None, 1.5, None, None, None]
 
 
 def test_a_projects_own_quotas_come_first() -> None:
-    defaults = Quotas(running_jobs=2, queued_jobs=10, gpu_hours="unlimited", stored_bytes=5, requests_per_minute=60)
+    defaults = Quotas(running_jobs=2, queued_jobs=10, gpu_hours="unlimited", stored_bytes=5, requests_per_minute=60, priority=0)
     held = Quotas(running_jobs=4, stored_bytes="unlimited", queued_jobs=0).over(defaults)
-    assert [held.limit(name) for name in Quotas.model_fields] == [4, 0, None, None, 60]
+    assert [held.limit(name) for name in Quotas.model_fields] == [4, 0, None, None, 60, 0]
     assert Quotas(running_jobs=4).changed({"running_jobs": None}) == Quotas()
 
 
-@pytest.mark.parametrize("wrong", [{"running_jobs": -1}, {"running_jobs": 1.5}, {"gpu_hours": "none"}, {"requests_per_minute": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"running_jobs": -1}, {"running_jobs": 1.5}, {"gpu_hours": "none"}, {"requests_per_minute": 0}, {"priority": 101}]
+)
 def test_what_is_no_quota(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Quotas(**wrong)  # type: ignore[arg-type]
