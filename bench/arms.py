@@ -45,6 +45,7 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from trainers import registry
+    from trainers.data import Layout
     from trainers.engine import TorchEngine, adamw
     from trainers.leaving import Leaving
     from trainers.loop import LoopParts, train
@@ -70,7 +71,7 @@ def ours(order: dict[str, Any]) -> dict[str, Any]:
     engine = TorchEngine(model, model.trainable_parameters(), optimizer, max_grad_norm=grad_norm, rank=0, world_size=1)
     spec = _run_spec(order, adapter, training)
     method, rows, watch = registry.get("supervised"), TokenisedDataset.open(encoded), Watch(0, 1, None, _stuck)
-    parts = LoopParts(spec, method, model, state, engine, rows, None, Silent(), None, Leaving(), watch)
+    parts = LoopParts(spec, method, model, state, engine, Layout(0, 1), rows, None, Silent(), None, Leaving(), watch)
     began, cpu = time.perf_counter(), time.process_time()
     train(parts)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu

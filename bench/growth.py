@@ -35,3 +35,12 @@ def sent_bytes(engine: EngineName, workers: int, *, whole: int, trained: int, pi
     if engine == "zero2":
         return (pieces * reduce + gather) * trained
     return pieces * (2 * gather * whole + (gather if scatters else reduce) * trained)
+
+
+def exchanged_bytes(sharing: int, tokens: int, *, layers: int, queries: int, kv: int, size: int) -> float:
+    """Bytes that each of `sharing` workers sends in a step for attention over rows that they share (Jacobs et al. 2023).
+
+    `tokens` are its own of the step, `queries` and `kv` the widths of queries and of keys, `size` bytes of a number. Queries,
+    keys and values go out and attention's output comes back, once forward and once backward.
+    """
+    return 2 * layers * tokens * (2 * queries + 2 * kv) * size * (sharing - 1) / sharing

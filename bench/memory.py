@@ -53,6 +53,8 @@ class Case:
     dropout: float = 0.0
     pieces: int = 1
     """Forward passes of each rank in a step."""
+    sharing: int = 1
+    """Ranks that share each row."""
 
     @property
     def tunesmith(self) -> TunesmithSpec:
@@ -61,7 +63,7 @@ class Case:
         asked = {
             "adapter": adapter,
             "training": {"activation_checkpointing": self.checkpointing},
-            "resources": {"workers": self.workers, "engine": self.engine},
+            "resources": {"workers": self.workers, "engine": self.engine, "sequence_parallel": self.sharing},
             "checkpoints": {"every_steps": 1, "keep": 1},
         }
         return TunesmithSpec.model_validate(asked)
@@ -70,6 +72,7 @@ class Case:
     def what(self) -> str:
         """What is trained, and how."""
         more = [f"{self.pieces} micro-batches"] * (self.pieces > 1) + ["checkpointing"] * self.checkpointing
+        more += [f"{self.sharing} share each row"] * (self.sharing > 1)
         return ", ".join([self.form, *more, *["dropout"] * bool(self.dropout)])
 
     def __str__(self) -> str:
@@ -103,7 +106,7 @@ class Workshop:
 
     def prepare(self, case: Case) -> RunSpec:
         """The run, with all that it reads in storage."""
-        batch_size = case.rows * case.workers * case.pieces
+        batch_size = case.rows * case.tunesmith.resources.replicas * case.pieces
         resolved = {"n_epochs": STEPS, "batch_size": batch_size, "learning_rate_multiplier": 1.0, "learning_rate": 1e-4, "steps": STEPS}
         return RunSpec(
             job_id=f"ftjob-{os.urandom(6).hex()}",
@@ -214,6 +217,8 @@ CASES = [
     Case("8x512", 4, 256, form="full"),
     Case("8x512", 4, 256, "zero1", form="full", checkpointing=True),
     Case("8x512", 1, 1024),
+    *(Case("8x512", rows, tokens, workers=2, sharing=2) for rows, tokens in ((1, 2048), (4, 512))),
+    Case("8x512", 1, 2048, "zero3", 2, "full", checkpointing=True, sharing=2),
 ]
 
 

@@ -1,9 +1,9 @@
-"""How a step's time grows: with workers on each engine, with parameters, and with the length of rows.
+"""How a step's time grows: with workers on each engine, with parameters, with the length of rows, and with workers that share them.
 
 Every figure is of whole runs as Ray would start them, each on new processes; each worker has cores of its own (or a GPU), with
 one worker as many as with more. Rounds go through all cases in turns. Prints tables and writes bench/results/scaling.json.
 
-  python -m bench.scaling                                  workers, parameters and length
+  python -m bench.scaling                                  all of it
   python -m bench.scaling --only workers --workers 1 2 4 --engines torch zero3
   python -m bench.scaling --quick                          one short round of a few cases
 """
@@ -31,7 +31,7 @@ ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 SIZES = ((128, 2), (192, 4), (256, 8), (384, 8))
 """Hidden width and layers: numbers of 0.3 to 11 million."""
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
-SWEEPS = ("workers", "parameters", "length")
+SWEEPS = ("workers", "parameters", "length", "sharing")
 
 
 def main() -> int:
@@ -80,6 +80,10 @@ def _cases(given: argparse.Namespace) -> Iterator[Case]:
         if "length" in given.only:
             longest = LENGTHS[1] if given.quick else LENGTHS[-1]
             yield from (Case("length", adapter, length=length, rows=longest // length) for length in LENGTHS if length <= longest)
+        if "sharing" in given.only:
+            for length in LENGTHS[-1:] if given.quick else LENGTHS[-3:]:
+                for number in given.workers:
+                    yield Case("sharing", adapter, workers=number, sharing=number, rows=LENGTHS[-1] // length, length=length)
 
 
 def _by_workers(alone: Case, workers: list[int]) -> Iterator[Case]:

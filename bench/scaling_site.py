@@ -53,6 +53,8 @@ class Case:
     layers: int = 4
     pieces: int = 1
     """Micro-batches of each worker's share."""
+    sharing: int = 1
+    """Workers that share each row."""
 
     @property
     def tokens(self) -> int:
@@ -150,6 +152,7 @@ class Site:
                     "checkpoints": {"every_steps": self._steps},
                     "resources": {
                         "workers": case.workers,
+                        "sequence_parallel": case.sharing,
                         "gpus_per_worker": min(1, self.gpus),
                         "cpus_per_worker": self.cores_each,
                         "engine": case.engine,

@@ -11,7 +11,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from bench.growth import exponent, sent_bytes
+from bench.growth import exchanged_bytes, exponent, sent_bytes
 from bench.scaling_site import Case, Turn
 from service.durations import token_flops
 from trainers.model_files import Sizes
@@ -46,11 +46,15 @@ class Figures:
         return self.case.tokens * token_flops(self.sizes, self.spec.tunesmith.adapter, self.spec.dataset)
 
     @property
+    def load(self) -> Load:
+        """What the plan knows of a worker."""
+        on_cpu = self.spec.tunesmith.resources.gpus_per_worker == 0
+        return Load.of(self.sizes, self.spec.tunesmith, self.case.engine, on_cpu=on_cpu)
+
+    @property
     def planned_bytes(self) -> int:
         """What the plan says of the parts that were measured: not the process, later copies or the margin."""
-        on_cpu = self.spec.tunesmith.resources.gpus_per_worker == 0
-        load = Load.of(self.sizes, self.spec.tunesmith, self.case.engine, on_cpu=on_cpu)
-        memory = load.memory(-(-self.case.rows // (self.case.workers * self.case.pieces)), self.case.length)
+        memory = self.load.memory(-(-self.case.rows // (self.spec.tunesmith.resources.replicas * self.case.pieces)), self.case.length)
         return memory.total - memory.process - memory.copies - memory.margin
 
     def sent_bytes(self, *, scatters: bool) -> float:
@@ -59,7 +63,10 @@ class Figures:
         extra = 0 if adapter.type == "full" else self.sizes.adapter(adapter.target_modules, adapter.r)
         whole, trained = self.sizes.parameters + extra, extra or self.sizes.parameters
         size = 4 if case.engine == "torch" or self.spec.tunesmith.resources.gpus_per_worker == 0 else 2
-        return sent_bytes(case.engine, case.workers, whole=size * whole, trained=size * trained, pieces=case.pieces, scatters=scatters)
+        step = sent_bytes(case.engine, case.workers, whole=size * whole, trained=size * trained, pieces=case.pieces, scatters=scatters)
+        shape = self.load.shape
+        widths = {"layers": shape.layers, "queries": shape.queries, "kv": shape.kv, "size": shape.bytes_per_number}
+        return step + exchanged_bytes(case.sharing, case.tokens // case.workers, **widths)
 
 
 def plain(figures: Sequence[Figures], *, scatters: bool) -> list[dict[str, Any]]:
@@ -76,6 +83,8 @@ def show(figures: Sequence[Figures], *, scatters: bool) -> None:
     """Print a table of each sweep. `scatters`: see growth.sent_bytes; on GPUs, where the kernel does not see the bytes."""
     if workers := [one for one in figures if one.case.sweep == "workers"]:
         console.print(_workers(workers, scatters=scatters))
+    if shared := [one for one in figures if one.case.sweep == "sharing"]:
+        console.print(_sharing(shared, scatters=scatters))
     for sweep, by in (("parameters", _numbers), ("length", _length)):
         found = [one for one in figures if one.case.sweep == sweep]
         if found:
@@ -102,6 +111,30 @@ def _workers(figures: Sequence[Figures], *, scatters: bool) -> Table:
             f"{one.median('calls'):.0f}",
             "-" if scatters else f"{one.median('sent_bytes') / 1e6:.2f}",  # NCCL's ways are not TCP's
             f"{one.sent_bytes(scatters=scatters) / 1e6:.2f}",
+        )
+    return table
+
+
+def _sharing(figures: Sequence[Figures], *, scatters: bool) -> Table:
+    """Rows that workers share beside the same rows of one worker."""
+    alone = {(one.case.adapter, one.case.length): one for one in figures if one.case.sharing == 1}
+    headings = "ms a step", "cpu ms", "speed", "speed by cpu", "collectives", "MB sent", "formula MB", "MiB", "planned MiB"
+    table = _table("Shared rows", ("adapter", "rows x length", "share each", *headings))
+    for one in figures:
+        case, first = one.case, alone[one.case.adapter, one.case.length]
+        table.add_row(
+            case.adapter,
+            f"{case.rows} x {case.length}",
+            str(case.sharing),
+            _spread(one),
+            f"{1e3 * one.median('cpu_seconds'):.0f}",
+            f"{one.speed_beside(first, 'seconds'):.2f}",
+            f"{one.speed_beside(first, 'cpu_seconds'):.2f}",
+            f"{one.median('calls'):.0f}",
+            "-" if scatters else f"{one.median('sent_bytes') / 1e6:.2f}",
+            f"{one.sent_bytes(scatters=scatters) / 1e6:.2f}",
+            f"{one.median('peak_bytes') / 2**20:.0f}",
+            f"{one.planned_bytes / 2**20:.0f}",
         )
     return table
 

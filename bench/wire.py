@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-COLLECTIVES = ("allreduce", "all_gather", "allgather", "reduce_scatter", "_allgather", "_reduce_scatter", "reduce", "broadcast", "alltoall")
+COLLECTIVES = ("allreduce", "all_gather", "allgather", "_allgather", "reduce", "reduce_scatter", "_reduce_scatter", "broadcast")
+COLLECTIVES += ("alltoall", "all_to_all")
 BYTES_ACKED = 120
 """Offset of tcpi_bytes_acked in struct tcp_info (linux/tcp.h)."""
 Span = tuple[torch.cuda.Event, torch.cuda.Event]

@@ -70,7 +70,7 @@ def _plan(spec: JobSpec, resolved: Resolved, longest: int, known: Known, asked: 
     resources = spec.tunesmith.resources
     on_cpu = resources.gpus_per_worker == 0
     load = Load.of(known.sizes, spec.tunesmith, resolved.engine, on_cpu=on_cpu)
-    rows = -(-resolved.batch_size // resources.workers)
+    rows = -(-resolved.batch_size // resources.replicas)
     memory = _memory(known, resources)
     share = worker_memory(memory, resources)
     together = most_together(asked, known.capacity) if asked and known.capacity else None
@@ -104,10 +104,13 @@ def _reasons(load: Load, choice: Choice, rows: int, micro_batch: int | None) -> 
     told = [choice.why, _device_reason(load)]
     if load.checkpointing:
         told.append("only each layer's input is kept for the backward pass, and the rest is computed again")
+    if load.sharing > 1:
+        told.append(f"{load.sharing} workers share each row, a part of its tokens each (sequence parallelism)")
     if load.offloaded:
         told.append("optimizer state lies in the host's memory, which is not counted here")
     if micro_batch is not None and micro_batch < rows:
-        told.append(f"{rows} rows of a step are too many at once for a worker: they go through {micro_batch} at a time")
+        whom = "a worker" if load.sharing == 1 else "the workers that share them"
+        told.append(f"{rows} rows of a step are too many at once for {whom}: they go through {micro_batch} at a time")
     return told
 
 

@@ -30,6 +30,8 @@ class Gang:
     placement: Placement = "pack"
     accelerator_type: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
+    replica: int = 1
+    """Workers that share rows: there are always whole replicas."""
 
     @property
     def cpus(self) -> int:
@@ -79,6 +81,7 @@ def gang(resources: ResourceSpec, capacity: Capacity) -> Gang:
         resources.placement,
         resources.accelerator_type,
         tuple(sorted(resources.labels.items())),
+        resources.sequence_parallel,
     )
     return asked if resources.cpus_per_worker is not None else _with_open_cores(asked, capacity.each)
 
@@ -160,17 +163,18 @@ def gang_of(job: Job, capacity: Capacity) -> Gang:
 def granted(wanted: Gang, least: int, rows: int, packings: Sequence[Packing]) -> Gang | None:
     """The part of a gang that can start in all the packings: the whole, or at least `least` workers of it; None when not even they fit.
 
-    The global batch of `rows` stays as it is. Of the numbers with which the busiest worker has the same rows, the smallest is taken:
+    The global batch of `rows` stays as it is. Of the numbers with which the busiest replica has the same rows, the smallest is taken:
     with 8 rows 7 workers are no faster than 4.
     """
+    step = wanted.replica
 
     def fit(workers: int) -> bool:
         return all(packing.fits(replace(wanted, workers=workers)) for packing in packings)
 
     if fit(wanted.workers):
         return wanted
-    most = next((workers for workers in range(wanted.workers - 1, least - 1, -1) if fit(workers)), None)
-    return None if most is None else replace(wanted, workers=max(least, -(-rows // -(-rows // most))))
+    most = next((workers for workers in range(wanted.workers - step, least - 1, -step) if fit(workers)), None)
+    return None if most is None else replace(wanted, workers=max(least, step * -(-rows // -(-rows // (most // step)))))
 
 
 # Cores

@@ -18,10 +18,14 @@ from service.runtime import Runtime, RuntimeUnavailable
 from service.settings import Settings
 from service.store import Store, StoreUnavailable
 from trainers import manifest
+from trainers.failure import HINTS
 from trainers.model_files import measure
-from trainers.plan import choose_engine, settled_engine
+from trainers.plan import choose_engine, settled_engine, unshareable
 from trainers.spec import DatasetRef, EngineName
 from trainers.storage import Storage, StorageDenied, StorageFull, StorageUnavailable
+
+SHARED_BY, NOT_SHARED = "tunesmith.resources.sequence_parallel", "sequence_not_shared"
+"""What asks workers to share rows, and the code of a job whose base model does not allow it: the same as a run's."""
 
 
 class FaultyFile(Exception):
@@ -30,6 +34,10 @@ class FaultyFile(Exception):
     def __init__(self, report: DataReport) -> None:
         super().__init__(report)
         self.report = report
+
+
+class Unshareable(Exception):
+    """Workers can't share the rows of the base model; says why."""
 
 
 class Validation:
@@ -54,6 +62,9 @@ class Validation:
             engine = await self._engine(job, training, validation)
         except FaultyFile as faulty:
             return _failed(job, notices, _refusal(faulty.report))
+        except Unshareable as error:
+            hint = HINTS[NOT_SHARED]
+            return _failed(job, notices, JobError(code=NOT_SHARED, message=str(error), param=SHARED_BY, cause="config", hint=hint))
         except manifest.ManifestBroken as error:
             return _failed(job, notices, JobError(code="base_model_damaged", message=str(error), param="model"))
         except StorageDenied as error:
@@ -65,16 +76,21 @@ class Validation:
         return queued, [*notices, *_shortened(report), _validated(report)]
 
     async def _engine(self, job: Job, training: DatasetRef, validation: DatasetRef | None) -> EngineName:
-        """By what the cluster's devices hold; one that can't be asked is taken to hold it."""
+        """By what the cluster's devices hold; one that can't be asked is taken to hold it. Raises Unshareable."""
         spec = job.spec.tunesmith
-        if settled := settled_engine(spec):
+        settled = settled_engine(spec)
+        if settled and spec.resources.sequence_parallel == 1:
+            return settled.engine
+        sizes = await asyncio.to_thread(measure, await self.files.model_dir(job.base_model))
+        longest = max(training.longest, validation.longest if validation else 0)
+        if why := unshareable(sizes.config, spec, longest):
+            raise Unshareable(why)
+        if settled:
             return settled.engine
         try:
             capacity = await self._runtime.capacity()
         except RuntimeUnavailable:
             capacity = None
-        sizes = await asyncio.to_thread(measure, await self.files.model_dir(job.base_model))
-        longest = max(training.longest, validation.longest if validation else 0)
         memory = worker_bytes(self._settings, spec.resources, capacity)
         return choose_engine(sizes, spec, longest=longest, memory_bytes=memory).engine
 

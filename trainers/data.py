@@ -25,7 +25,18 @@ if TYPE_CHECKING:
 
     from trainers.method import Encoded
 
-__all__ = ["Batch", "DatasetUnreadable", "Indices", "Sampler", "TokenisedDataset", "collate", "fetch_dataset", "micro_batches", "pad"]
+__all__ = [
+    "Batch",
+    "DatasetUnreadable",
+    "Indices",
+    "Layout",
+    "Sampler",
+    "TokenisedDataset",
+    "collate",
+    "fetch_dataset",
+    "micro_batches",
+    "pad",
+]
 
 MEGA_BATCH = 64
 """Batches whose rows are sorted by length together: long enough for near-equal lengths, short enough to stay shuffled."""
@@ -106,23 +117,50 @@ class Sampler:
         return shuffled[by_length], np.argsort(bits.random_raw(self.steps_per_epoch), kind="stable")
 
 
-def micro_batches(indices: Indices, lengths: Indices, rank: int, world_size: int, micro_batch: int) -> list[Indices]:
-    """This rank's share of a global batch, in pieces of at most `micro_batch` rows of near-equal length.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which rows a rank computes, and which of their tokens.
 
-    `indices` [rows of the batch], `lengths` [rows of the dataset]. Every rank gets the same number of
-    pieces, so that ranks meet at every collective; a batch too small for all leaves empty pieces, for
-    which `collate` makes a row without weight. Ranks are balanced by tokens; longest pieces first.
+    Replicas take different rows. The ranks of a replica, which lie side by side, take the same rows, a part of the tokens each.
     """
-    rounds = max(1, -(-len(indices) // (world_size * micro_batch)))
+
+    rank: int
+    world_size: int
+    sequence_parallel: int = 1
+    """Ranks of a replica; divides the world size."""
+
+    @property
+    def replica(self) -> int:
+        """Which one this rank belongs to."""
+        return self.rank // self.sequence_parallel
+
+    @property
+    def replicas(self) -> int:
+        """How many there are (the data-parallel size)."""
+        return self.world_size // self.sequence_parallel
+
+    def part(self, batch: Batch) -> Batch:
+        """This rank's part of its replica's rows: all of them where nobody shares them."""
+        return batch if self.sequence_parallel == 1 else _part(batch, self.rank % self.sequence_parallel, self.sequence_parallel)
+
+
+def micro_batches(indices: Indices, lengths: Indices, replica: int, replicas: int, micro_batch: int) -> list[Indices]:
+    """This replica's share of a global batch, in pieces of at most `micro_batch` rows of near-equal length.
+
+    `indices` [rows of the batch], `lengths` [rows of the dataset]. Every replica gets the same number of
+    pieces, so that ranks meet at every collective; a batch too small for all leaves empty pieces, for
+    which `collate` makes a row without weight. Replicas are balanced by tokens; longest pieces first.
+    """
+    rounds = max(1, -(-len(indices) // (replicas * micro_batch)))
     longest_first = indices[np.argsort(-lengths[indices], kind="stable")]
-    pieces = np.array_split(longest_first, rounds * world_size)
-    shares: list[list[Indices]] = [[] for _ in range(world_size)]
-    tokens = [0] * world_size
+    pieces = np.array_split(longest_first, rounds * replicas)
+    shares: list[list[Indices]] = [[] for _ in range(replicas)]
+    tokens = [0] * replicas
     for piece in pieces:
-        least = min((r for r in range(world_size) if len(shares[r]) < rounds), key=lambda r: (tokens[r], r))
+        least = min((r for r in range(replicas) if len(shares[r]) < rounds), key=lambda r: (tokens[r], r))
         shares[least].append(piece)
         tokens[least] += int(lengths[piece].sum())
-    return shares[rank]
+    return shares[replica]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +176,26 @@ class Batch:
     tokens: int
     """Tokens without padding."""
     weight_sum: float
+    positions: torch.Tensor | None = None
+    """[length - 1] int64: where these are parts of longer rows, the positions of their tokens but the last, which is a label only."""
+
+
+def _part(batch: Batch, number: int, of: int) -> Batch:
+    """The `number`th of equal parts of every row, counted from 0, with one token more, which its last one predicts.
+
+    A row's last token predicts nothing, so the others are what is divided. `tokens` and `weight_sum` of the parts add up to the batch's.
+    """
+    import torch
+    from torch.nn.functional import pad as padded
+
+    length = batch.input_ids.shape[1]
+    share = -(-(length - 1) // of)
+    first, missing = number * share, of * share + 1 - length
+    ids, weights = (padded(x, (0, missing))[:, first : first + share + 1].contiguous() for x in (batch.input_ids, batch.weights))
+    weights[:, 0] = 0  # the part before predicts it
+    lengths = (batch.lengths - first - 1).clamp(0, share) + (batch.lengths > 0) * (number == 0)
+    positions = torch.arange(first, first + share).clamp(max=length - 2)  # a model may know no positions beyond
+    return Batch(ids, lengths, weights, int(lengths.sum()), float(weights.double().sum()), positions)
 
 
 def collate(dataset: TokenisedDataset, indices: Sequence[int] | Indices) -> Batch:

@@ -110,8 +110,10 @@ class TorchEngine:
         max_grad_norm: float,
         rank: int,
         world_size: int,
+        passes_meet: bool = False,
     ) -> None:
-        self.rank, self.world_size = rank, world_size
+        """`passes_meet`: ranks wait for each other within a pass, so one that has no memory can't tell the others after it."""
+        self.rank, self.world_size, self._passes_meet = rank, world_size, passes_meet
         self._model, self._optimizer, self._max_grad_norm = model, optimizer, max_grad_norm
         self._flat = _flat_gradients(parameters)
 
@@ -155,7 +157,7 @@ class TorchEngine:
                 (loss / weight).backward()
                 sums += count(batch, scores, loss)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if self._passes_meet or not is_out_of_memory(error):
                 raise
             log.warning("rank %d: %s", self.rank, error)
         else:

@@ -32,6 +32,7 @@ HINTS = {
     "out_of_memory": "Lower batch_size or max_length, or use workers with more memory.",
     "preempted": "Use nodes that stay longer, or checkpoints.every_seconds below the time that they stay.",
     "run_stuck": "Look at the node that is named: its network, its devices, its disk.",
+    "sequence_not_shared": "Set resources.sequence_parallel to 1, or take another base model; docs/engines.md says what can be shared.",
     "storage_auth": "Check the credentials and the policy of the workers' nodes.",
     "storage_full": "Free space or raise the quota; the last complete checkpoint is kept.",
     "storage_unavailable": "Check the object store and the way to it from the workers' nodes.",

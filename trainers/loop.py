@@ -15,7 +15,7 @@ import numpy as np
 
 from protos.tunesmith.v1 import runs_pb2 as pb
 from trainers.checkpoint import Checkpoints
-from trainers.data import Batch, Indices, Sampler, TokenisedDataset, collate, micro_batches
+from trainers.data import Batch, Indices, Layout, Sampler, TokenisedDataset, collate, micro_batches
 from trainers.engine import Engine, StepResult, Sums
 from trainers.failure import Stopped, TrainingFailed
 from trainers.leaving import DIRECTIVES, Leaving, Wish
@@ -51,6 +51,7 @@ class LoopParts:
     model: Modes
     state: TrainingState
     engine: Engine
+    layout: Layout
     training: TokenisedDataset
     validation: TokenisedDataset | None
     reporter: Reporter
@@ -68,6 +69,7 @@ def train(parts: LoopParts) -> bool:
     longer a number, or memory does not suffice for single rows.
     """
     spec, state, engine, reporter, watch = parts.spec, parts.state, parts.engine, parts.reporter, parts.watch
+    layout = parts.layout
     cursor, lengths = state.cursor, parts.training.lengths
     sampler = Sampler(lengths, spec.resolved.batch_size, spec.seed, spec.resolved.n_epochs)
     pace, saved_at = Pace(), monotonic()
@@ -79,8 +81,8 @@ def train(parts: LoopParts) -> bool:
         rows = sampler.batch(cursor.step)
         seed_step(spec.seed, cursor.step, engine.rank)
         rate = learning_rate(cursor.step, sampler.steps, spec.resolved.learning_rate, spec.tunesmith.training)
-        mine = micro_batches(rows, lengths, engine.rank, engine.world_size, cursor.micro_batch)
-        batches = (collate(parts.training, piece) for piece in mine)
+        mine = micro_batches(rows, lengths, layout.replica, layout.replicas, cursor.micro_batch)
+        batches = (layout.part(collate(parts.training, piece)) for piece in mine)
         weight = float(parts.training.trained[rows].sum(dtype=np.float64))
         arriving, wish = watch.arriving(batches, doing, "step"), _wish(parts, monotonic() - saved_at)
         result = engine.step(arriving, parts.method, weight=weight, learning_rate=rate, signal=wish)
@@ -125,19 +127,19 @@ def probe(parts: LoopParts) -> None:
     while not fits:
         parts.watch.mark("the longest batch")
         size = parts.state.cursor.micro_batch
-        batch = collate(parts.training, longest_first[:size])
+        batch = parts.layout.part(collate(parts.training, longest_first[:size]))
         fits = parts.engine.probe(parts.watch.arriving([batch], "the longest batch", "other"), parts.method)
         if not fits:
-            halve_micro_batch(parts, "the longest batch", size * parts.engine.world_size)
+            halve_micro_batch(parts, "the longest batch", size * parts.layout.replicas)
 
 
 def halve_micro_batch(parts: LoopParts, doing: str, rows: int) -> None:
     """Go on with half of it; the global batch and the order of rows stay. Raises TrainingFailed when single rows were too large.
 
-    `rows` of all ranks were tried: a micro-batch that is larger than a rank's share was no larger than that share.
+    `rows` of all replicas were tried: a micro-batch that is larger than a replica's share was no larger than that share.
     """
     cursor = parts.state.cursor
-    tried = min(cursor.micro_batch, -(-rows // parts.engine.world_size))
+    tried = min(cursor.micro_batch, -(-rows // parts.layout.replicas))
     if tried == 1:
         raise TrainingFailed("out_of_memory", f"memory does not suffice for {doing}, even with a micro-batch of 1 row", "resource")
     cursor.micro_batch = tried // 2
@@ -189,7 +191,7 @@ def _evaluate(parts: LoopParts, validation: TokenisedDataset) -> float:
     parts.model.eval()
     doing = f"the evaluation after step {cursor.step}"
     parts.watch.mark(doing, "evaluation")
-    batches = _batches(validation, parts.engine, cursor.micro_batch)
+    batches = _batches(validation, parts.layout, cursor.micro_batch)
     sums = parts.engine.evaluate(parts.watch.arriving(batches, doing, "evaluation"), parts.method)
     parts.model.train()
     row = parts.state.history[-1]
@@ -211,12 +213,12 @@ def _judge(parts: LoopParts, sums: Sums) -> None:
     cursor.stopped_early = rule is not None and cursor.evaluations_without_gain >= rule.patience
 
 
-def _batches(dataset: TokenisedDataset, engine: Engine, micro_batch: int) -> Iterator[Batch]:
+def _batches(dataset: TokenisedDataset, layout: Layout, micro_batch: int) -> Iterator[Batch]:
     """This rank's share of a dataset, rows of near-equal length together; empty pieces so that all ranks have equally many."""
     by_length: Indices = np.argsort(-dataset.lengths, kind="stable")
     pieces = [by_length[start : start + micro_batch] for start in range(0, len(by_length), micro_batch)]
-    pieces += [by_length[:0]] * (-len(pieces) % engine.world_size)
-    return (collate(dataset, piece) for piece in pieces[engine.rank :: engine.world_size])
+    pieces += [by_length[:0]] * (-len(pieces) % layout.replicas)
+    return (layout.part(collate(dataset, piece)) for piece in pieces[layout.replica :: layout.replicas])
 
 
 def _save(parts: LoopParts) -> None:

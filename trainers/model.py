@@ -3,7 +3,8 @@
 Chooses dtype and the form of the computation: a Llama-like decoder under a LoRA on a CPU runs over packed tokens
 (`decoder`), any other model through the library with its LoRA products fused, and a model whose output is more than a
 product with its head through full logits. Which one holds is found out by a probe, so a wrong guess costs speed, never
-truth. For an engine that divides weights (ZeRO-3) everything runs by modules, on whose forward passes it hangs its hooks.
+truth. For an engine that divides weights (ZeRO-3) everything runs by modules, on whose forward passes it hangs its hooks;
+so it does where ranks share rows (`sequence`), which takes the place of the library's attention.
 Knows nothing of optimizers, losses, jobs or storage. Called by the loop, by evaluation, and by `verify`.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trainers.data import Batch
 from trainers.decoder import PackedDecoder, Unlike, fuse_lora, in_place
 from trainers.head import token_logprobs
 from trainers.plan import transforms_logits
+from trainers.sequence import ATTENTION, Exchange, Unshareable
 from trainers.spec import AdapterSpec, EngineName
 
 ADAPTER_NAME = "default"
@@ -45,18 +47,28 @@ class Scores:
 class TrainingModel:
     """A base model and what is trained of it."""
 
-    def __init__(self, network: Any, device: torch.device, dtype: torch.dtype, *, by_modules: bool = False, fused: bool = True) -> None:
+    def __init__(
+        self,
+        network: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        by_modules: bool = False,
+        fused: bool = True,
+        exchange: Exchange | None = None,
+    ) -> None:
         """For `load`, and for tests that bring a model of their own: what of `network` requires gradients is trained.
 
         `by_modules`: compute by the modules' own forward passes, the same on every rank also for a batch without labels.
-        `fused`: LoRA products in one piece, which reads weights of modules that are not called.
+        `fused`: LoRA products in one piece, which reads weights of modules that are not called. `exchange`: of ranks that share
+        rows, where the network's attention is the exchange's. Raises Unshareable when they do not compute what one alone does.
         """
         self.network, self.device, self.dtype = network, device, dtype
         named = [(_stored_name(name), parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         self._trained = dict(sorted(named))
         self._base: Any = network.get_base_model() if isinstance(network, PeftModel) else network
         self._head = _scoring_head(self._base)
-        self._by_modules = by_modules
+        self._by_modules, self._exchange = by_modules, exchange
         self._packed = _packed_decoder(self._base) if device.type == "cpu" and not by_modules else None
         self._takes_hidden = True
         if fused:
@@ -73,18 +85,21 @@ class TrainingModel:
         device: torch.device,
         engine: EngineName = "torch",
         activation_checkpointing: bool = False,
+        exchange: Exchange | None = None,
     ) -> TrainingModel:
         """The model in `directory` with a new adapter that depends on `seed` alone, or with all its weights trained.
 
         float32 on a CPU; on a GPU the base is bfloat16 and the adapter float32. What ZeRO trains on a GPU is bfloat16, for
         it keeps float32 masters; plain torch keeps none, so there a whole model is float32. For zero3 it stays in the
         host's memory until the engine has divided it. Only local safetensors are read and no code of the model's is run.
-        Raises OSError or ValueError when that makes no model, and ValueError when `adapter` names no module of it.
+        Raises OSError or ValueError when that makes no model, and ValueError when `adapter` names no module of it;
+        Unshareable, which is one, when the ranks of the exchange can't share the rows of such a model.
         """
         plain = engine == "torch"
         dtype = torch.float32 if device.type == "cpu" or (plain and adapter.type == "full") else torch.bfloat16
+        attention = {"attn_implementation": ATTENTION} if exchange else {}
         network: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **attention
         )
         network.config.use_cache = False
         if activation_checkpointing:
@@ -92,8 +107,9 @@ class TrainingModel:
         if adapter.type == "lora":
             network = _with_lora(network, adapter, seed, in_float32=plain and device.type != "cpu")
         whole = torch.device("cpu") if engine == "zero3" else device
-        by_modules = not plain or activation_checkpointing
-        return cls(network.to(whole), whole, dtype, by_modules=by_modules, fused=engine != "zero3" and not activation_checkpointing)
+        by_modules = not plain or activation_checkpointing or exchange is not None
+        fused = engine != "zero3" and not activation_checkpointing
+        return cls(network.to(whole), whole, dtype, by_modules=by_modules, fused=fused, exchange=exchange)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, under the names that it is stored by, always in the same order."""
@@ -165,12 +181,20 @@ class TrainingModel:
         if self._packed is not None and self._packed.takes(batch) and in_place(self.network):
             hidden = self._packed.hidden(batch, training=self.network.training)
         else:
-            decoded = self._base.base_model(input_ids=batch.input_ids.to(self.device), use_cache=False)
-            hidden = decoded.last_hidden_state[rows, sources]
+            hidden = self._base.base_model(**self._inputs(batch)).last_hidden_state[rows, sources]
         return self._head(hidden, labels)
 
     def _logits(self, batch: Batch) -> Tensor:
-        return self._base(input_ids=batch.input_ids.to(self.device), use_cache=False).logits
+        return self._base(**self._inputs(batch)).logits
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the library is called with; whether the rows are parts is told to attention by the way."""
+        ids = batch.input_ids.to(self.device)
+        if self._exchange is not None:
+            self._exchange.shared = batch.positions is not None
+        if batch.positions is None:
+            return {"input_ids": ids, "use_cache": False}
+        return {"input_ids": ids[:, :-1], "position_ids": batch.positions.to(self.device).unsqueeze(0), "use_cache": False}
 
     @torch.no_grad()
     def _choose_form(self) -> None:
@@ -185,7 +209,18 @@ class TrainingModel:
             self._packed = None
             self._takes_hidden = self._agrees(expected, *where)
         self._takes_hidden &= not transforms_logits(self._base.config.to_dict())
+        if self._exchange is not None:
+            self._require_same(expected, batch, self._exchange)
         self.network.train(was_training)
+
+    def _require_same(self, expected: Tensor, batch: Batch, exchange: Exchange) -> None:
+        """Raises Unshareable unless this rank's part of the probe scores as it does in the whole; every rank takes part."""
+        numbers = batch.weights.clone()
+        numbers[numbers > 0] = torch.arange(1.0, len(expected) + 1)
+        scores = self.score(exchange.layout.part(replace(batch, weights=numbers)))
+        whole, tolerance = expected[scores.weights.long() - 1], TOLERANCE[self.dtype] * float(expected.abs().max())
+        if not torch.allclose(scores.logp, whole, rtol=0, atol=tolerance):
+            raise Unshareable("it has parts beside attention that look at several tokens at once")
 
     def _agrees(self, expected: Tensor, batch: Batch, rows: Tensor, sources: Tensor, labels: Tensor) -> bool:
         logp, _ = self._logprobs(batch, rows, sources, labels)

@@ -38,6 +38,8 @@ PACKED_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 """Linear modules of a decoder that `decoder` runs over packed tokens."""
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of a model whose logits are more than a product with the head: they exist in full then."""
+FULL_ATTENTION, WINDOWED_ATTENTION = {"full_attention"}, {"sliding_attention", "chunked_attention"}
+"""Kinds of layers as config.json names them."""
 GATHERED_NUMBERS, BUCKET_NUMBERS = 1_000_000_000, 500_000_000
 """Most numbers that ZeRO 3 holds whole at a time, and that a ZeRO engine reduces at a time: DeepSpeed's defaults."""
 _NAMES = {
@@ -184,6 +186,8 @@ class Load:
     """Whether optimizer state lies in the host's memory."""
     gathered: int = GATHERED_NUMBERS
     bucket: int = BUCKET_NUMBERS
+    sharing: int = 1
+    """Workers that share each row, a part of its tokens each."""
 
     @classmethod
     def of(cls, sizes: Sizes, spec: TunesmithSpec, engine: EngineName, *, on_cpu: bool) -> Load:
@@ -191,7 +195,7 @@ class Load:
         adapter, resources, full = spec.adapter, spec.resources, spec.adapter.type == "full"
         numbers = sizes.parameters if full else sizes.adapter(adapter.target_modules, adapter.r)
         adapters = Adapters(numbers, 0 if full else adapter.r, adapter.dropout > 0, full)
-        by_modules = full or engine != "torch" or spec.training.activation_checkpointing
+        by_modules = full or engine != "torch" or spec.training.activation_checkpointing or resources.sequence_parallel > 1
         shape = Shape.of(sizes.config, sizes.linear, on_cpu=on_cpu, by_modules=by_modules)
         if full and engine == "torch":  # it keeps no masters beside what it computes with
             shape = replace(shape, bytes_per_number=4)
@@ -207,11 +211,12 @@ class Load:
             offloaded=given.offload_optimizer is not None and not on_cpu,
             gathered=given.stage3_max_live_parameters or GATHERED_NUMBERS,
             bucket=given.reduce_bucket_size or BUCKET_NUMBERS,
+            sharing=resources.sequence_parallel,
         )
 
     def memory(self, rows: int, longest: int) -> Memory:
         """While it trains with micro-batches of `rows` rows of at most `longest` tokens. AdamW's state is float32 on every device."""
-        tokens = rows * longest
+        tokens = rows * -(-longest // self.sharing)
         trained = 4 * self.adapters.numbers
         parts = {
             "process": PROCESS_BYTES[self.on_cpu],
@@ -283,7 +288,7 @@ class Load:
         return own + 2 * logits + 3 * tokens * shape.hidden * shape.bytes_per_number
 
     def micro_batch(self, *, longest: int, rows: int, memory_bytes: int) -> int:
-        """Rows of one forward pass: at least 1, at most `rows`, the rank's share of a batch.
+        """Rows of one forward pass: at least 1, at most `rows`, a replica's share of a batch.
 
         `longest` is the longest row in tokens, `memory_bytes` what this worker may take in all, see worker_memory.
         """
@@ -291,7 +296,7 @@ class Load:
         tokens = int(memory_bytes * MEMORY_SHARE) // self.token_bytes(longest)
         if self.on_cpu:
             tokens = min(tokens, CPU_TOKENS)
-        most = min(rows, tokens // longest)
+        most = min(rows, tokens // -(-longest // self.sharing))
         return next((n for n in range(most, 1, -1) if self.memory(n, longest).total <= memory_bytes), 1)
 
 
@@ -363,6 +368,24 @@ def worker_memory(memory_bytes: int | None, resources: ResourceSpec, together: i
         return None
     usable = int(memory_bytes * USABLE_SHARE)
     return usable if resources.gpus_per_worker else max(0, usable - RUN_BYTES) // (together or resources.workers)
+
+
+def unshareable(config: Mapping[str, Any], spec: TunesmithSpec, longest: int) -> str:
+    """Why workers can't share rows of up to `longest` tokens of this base model as the job asks, in words; empty when they can.
+
+    What config.json does not tell is found out when the model is loaded: trainers.model.
+    """
+    size, heads = spec.resources.sequence_parallel, int(_named(config, "heads") or 1)
+    if size == 1:
+        return ""
+    asked = f"sequence_parallel is {size}, and the base model"
+    if heads % size:
+        return f"{asked}'s {heads} attention heads can't be divided by that"
+    if kinds := set(config.get("layer_types") or ()) - FULL_ATTENTION - WINDOWED_ATTENTION:
+        return f"{asked} has layers of the kind {min(kinds)}, which need whole rows"
+    windows = [config.get(name) for name in ("sliding_window", "attention_chunk_size") if config.get("use_sliding_window", True)]
+    narrowest = min((int(window) for window in windows if window), default=longest)
+    return f"{asked}'s attention sees {narrowest} tokens back, and the longest row has {longest}" if narrowest < longest else ""
 
 
 def transforms_logits(config: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from protos.tunesmith.v1 import runs_pb2 as pb
 from trainers import checkpoint, manifest, plan, registry
 from trainers.base_model import fetch_base
 from trainers.checkpoint import Checkpoints, patiently
-from trainers.data import DatasetUnreadable, TokenisedDataset, fetch_dataset
+from trainers.data import DatasetUnreadable, Layout, TokenisedDataset, fetch_dataset
 from trainers.engine import Engine, TorchEngine, adamw
 from trainers.failure import Stopped, TrainingFailed, classify, is_peer_gone
 from trainers.forms import ADAPTER_CONFIG, AdapterForm, Form, ModelForm
@@ -34,6 +34,7 @@ from trainers.model import TrainingModel
 from trainers.model_files import measure
 from trainers.publish import Published, final_metrics, publish
 from trainers.report import Reporter, last_word
+from trainers.sequence import Exchange, Unshareable
 from trainers.spec import DatasetRef, RunSpec
 from trainers.state import Holder, PlainHolder, Snapshot, TrainingState, require_moments
 from trainers.storage import Storage
@@ -67,7 +68,8 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     disable_progress_bar()
     reporter.stage = "loading the base model"
     base_dir = patiently(lambda: fetch_base(spec.base_model, storage, place.cache))
-    model = _model(spec, base_dir, place)
+    layout = Layout(place.rank, place.world_size, spec.tunesmith.resources.sequence_parallel)
+    model = _model(spec, base_dir, place, layout)
     initial = fingerprints(model.adapter_state()) if place.rank == 0 else {}
     form = _form(spec, model, base_dir, storage)
     training = _dataset(storage, spec.dataset, place.cache)
@@ -85,7 +87,7 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     saves = Checkpoints(storage, spec, form, _on_saved(reporter), kept) if place.rank == 0 else None
     method = registry.get(spec.method)
     with _watched(reporter, place) as watch:
-        parts = LoopParts(spec, method, model, state, engine, training, validation, reporter, saves, place.leaving, watch)
+        parts = LoopParts(spec, method, model, state, engine, layout, training, validation, reporter, saves, place.leaving, watch)
         # Elsewhere the longest batch costs a step for nothing: a processor's memory ends in a kill, which nobody can catch.
         if place.device.type != "cpu" and state.cursor.step == 0:
             probe(parts)
@@ -113,15 +115,19 @@ def _conclude(
     reporter.deliver()
 
 
-def _model(spec: RunSpec, base_dir: Path, place: Place) -> TrainingModel:
-    return TrainingModel.load(
-        base_dir,
-        spec.tunesmith.adapter,
-        seed=spec.seed,
-        device=place.device,
-        engine=spec.resolved.engine,
-        activation_checkpointing=spec.tunesmith.training.activation_checkpointing,
-    )
+def _model(spec: RunSpec, base_dir: Path, place: Place, layout: Layout) -> TrainingModel:
+    try:
+        return TrainingModel.load(
+            base_dir,
+            spec.tunesmith.adapter,
+            seed=spec.seed,
+            device=place.device,
+            engine=spec.resolved.engine,
+            activation_checkpointing=spec.tunesmith.training.activation_checkpointing,
+            exchange=Exchange(layout, place.device) if layout.sequence_parallel > 1 else None,
+        )
+    except Unshareable as error:
+        raise TrainingFailed("sequence_not_shared", f"workers can't share rows of {spec.base_model.id}: {error}", "config") from error
 
 
 def _form(spec: RunSpec, model: TrainingModel, base_dir: Path, storage: Storage) -> Form:
@@ -142,6 +148,7 @@ def _engine(spec: RunSpec, model: TrainingModel, place: Place) -> tuple[Engine, 
             max_grad_norm=training.max_grad_norm,
             rank=place.rank,
             world_size=place.world_size,
+            passes_meet=spec.tunesmith.resources.sequence_parallel > 1,
         )
         return plain, PlainHolder(model, optimizer, keeps=keeps)
     from trainers.deepspeed_engine import DeepSpeedEngine, ZeroHolder  # imports slowly, and is not needed for plain torch
@@ -261,7 +268,7 @@ def _micro_batch(spec: RunSpec, base_dir: Path, place: Place) -> int:
     whole = plan.host_memory_bytes() if on_cpu else torch.cuda.mem_get_info(place.device)[1]
     memory = plan.worker_memory(whole, spec.tunesmith.resources)
     assert memory is not None
-    rows = -(-spec.resolved.batch_size // place.world_size)
+    rows = -(-spec.resolved.batch_size // spec.tunesmith.resources.replicas)
     longest = max(spec.dataset.longest, spec.validation.longest if spec.validation else 0)
     load = plan.Load.of(measure(base_dir), spec.tunesmith, spec.resolved.engine, on_cpu=on_cpu)
     return _least_of_all(load.micro_batch(longest=longest, rows=rows, memory_bytes=memory), place)

@@ -168,7 +168,14 @@ ZERO_PLUS_PLUS = {"zero_quantized_weights", "zero_quantized_gradients", "zero_hp
 class ResourceSpec(Frozen):
     """The gang of workers that the job asks for: all of them or none."""
 
-    workers: int = Field(default=1, ge=1, le=4096, description="Data-parallel workers (world size).")
+    workers: int = Field(default=1, ge=1, le=4096, description="Workers of the run (world size).")
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Workers that share each row, a part of its tokens each (Ulysses), for rows that are too long for one. Divides workers "
+        "and min_workers, and the base model's attention heads. 1 is plain data parallelism.",
+    )
     gpus_per_worker: int = Field(default=0, ge=0, le=16, description="GPUs of each worker; 0 trains on the processor.")
     cpus_per_worker: int | None = Field(
         default=None,
@@ -196,12 +203,20 @@ class ResourceSpec(Frozen):
         default={}, description='Labels that the workers\' nodes must bear, e.g. {"zone": "a"}.'
     )
 
+    @property
+    def replicas(self) -> int:
+        """Groups of workers that take different rows (the data-parallel size)."""
+        return self.workers // self.sequence_parallel
+
     @model_validator(mode="after")
     def _workers_can_be(self) -> ResourceSpec:
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers ({self.min_workers}) must not be above workers ({self.workers})")
         if self.accelerator_type is not None and not self.gpus_per_worker:
             raise ValueError("accelerator_type names the type of GPUs, and gpus_per_worker is 0")
+        for name, number in (("workers", self.workers), ("min_workers", self.min_workers)):
+            if number is not None and number % self.sequence_parallel:
+                raise ValueError(f"{name} ({number}) must be a multiple of sequence_parallel ({self.sequence_parallel})")
         return self
 
     @model_validator(mode="after")

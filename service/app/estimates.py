@@ -20,8 +20,10 @@ from service.file_checks import Checked, Question
 from service.jobs import JobSpec, MethodSpec
 from service.records import Caller, File
 from service.runtime import Capacity, RuntimeUnavailable
+from service.validation import NOT_SHARED, SHARED_BY
 from trainers.manifest import ManifestBroken
 from trainers.model_files import measure
+from trainers.plan import unshareable
 from trainers.spec import BaseModelRef, DatasetRef, DataSpec, TrainingSpec, TunesmithSpec
 
 Checks = tuple[Checked, Checked | None]
@@ -100,6 +102,9 @@ class EstimateUses(JobUses):
     ) -> Estimate:
         model_dir = await self.checks.model_dir(base_model)
         known = await self._known(spec, base_model, model_dir, reports)
+        longest = max(dataset.longest for dataset in data if dataset is not None)
+        if why := unshareable(known.sizes.config, spec.tunesmith, longest):
+            raise invalid(why, SHARED_BY, NOT_SHARED)
         return estimate(spec, *data, known, self.settings)
 
     async def _known(

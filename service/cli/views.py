@@ -182,7 +182,9 @@ def resources(spec: Row) -> str:
     gpus, cpus = spec.get("gpus_per_worker"), spec.get("cpus_per_worker")
     each = [f"{gpus} GPU(s)"] if gpus else []
     each += [f"{cpus} core(s)"] if cpus else []
-    return f"{spec.get('workers')} worker(s){' with ' + ' and '.join(each) + ' each' if each else ''}, engine {spec.get('engine')}"
+    gang = f"{spec.get('workers')} worker(s){' with ' + ' and '.join(each) + ' each' if each else ''}"
+    shared = spec.get("sequence_parallel", 1)
+    return f"{gang}, engine {spec.get('engine')}{f', {shared} share each row' if shared > 1 else ''}"
 
 
 def failure(job: Row) -> list[str]:

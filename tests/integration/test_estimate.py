@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from service.jobs import Job, JobStatus, Notice, Progress
 from service.store import tables
+from tests.fake_run import until
 from tests.gateway import Gateway, running_gateway
 from tests.tiny_chat import chat_row
 from trainers.spec import DatasetRef
@@ -49,6 +50,24 @@ def estimate(http: httpx.Client, status: int = 200, **body: Any) -> dict[str, An
     answer = http.post("/v1/fine_tuning/jobs/estimate", json={"model": "tiny"} | body)
     assert answer.status_code == status, answer.text
     return answer.json()
+
+
+def test_an_estimate_tells_of_rows_that_workers_share_and_refuses_those_they_cannot(http: httpx.Client) -> None:
+    file_id = upload(http, ROWS)
+    shared = estimate(http, training_file=file_id, tunesmith={"resources": {"workers": 2, "sequence_parallel": 2}})
+    alone = estimate(http, training_file=file_id)
+    assert any("2 workers share each row" in reason for reason in shared["plan"]["reasons"])
+    assert shared["plan"]["memory"]["activations"] < alone["plan"]["memory"]["activations"]
+    error = estimate(http, 400, training_file=file_id, tunesmith={"resources": {"workers": 3, "sequence_parallel": 3}})["error"]
+    assert (error["code"], error["param"]) == ("sequence_not_shared", "tunesmith.resources.sequence_parallel")
+
+
+def test_a_job_whose_rows_can_not_be_shared_fails_in_its_check(http: httpx.Client) -> None:
+    asked = {"resources": {"workers": 3, "sequence_parallel": 3}}
+    made = http.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": upload(http, ROWS), "tunesmith": asked}).json()
+    failed = until("the end", lambda: (job := http.get(f"/v1/fine_tuning/jobs/{made['id']}").json())["status"] == "failed" and job)
+    assert (failed["error"]["code"], failed["error"]["param"]) == ("sequence_not_shared", "tunesmith.resources.sequence_parallel")
+    assert "attention heads can't be divided" in failed["error"]["message"]
 
 
 def test_an_estimate_has_every_number_and_creates_nothing(gateway: Gateway, http: httpx.Client) -> None:

@@ -54,6 +54,7 @@ def run(spec: RunSpec, place: Place, stop_at: dict[int, int], resumes: bool) -> 
         "trainable": started.trainable_parameters,
         "resumed": started.resumed_step,
         "losses": [step.train_loss for step in told.of("step")],
+        "tokens": [step.tokens for step in told.of("step")],
         "norms": [step.grad_norm for step in told.of("step")],
         "valid": [evaluated.valid_loss for evaluated in told.of("evaluated")],
     }

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.data import MEGA_BATCH, Indices, Sampler, collate, micro_batches
+from trainers.data import MEGA_BATCH, Batch, Indices, Layout, Sampler, collate, micro_batches, pad
 from trainers.method import Encoded
 from trainers.tokenised import META, DatasetUnreadable, DatasetWriter, TokenisedDataset
 
@@ -188,3 +188,30 @@ def test_the_weight_of_a_global_batch_does_not_depend_on_how_it_is_shared(
     collated = [collate(dataset, piece) for piece in pieces]
     assert sum(c.weight_sum for c in collated) == float(dataset.trained[batch].sum())
     assert sum(c.tokens for c in collated) == int(dataset.lengths[batch].sum())
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=0, max_size=4), st.integers(1, 6))
+def test_the_parts_of_rows_hold_each_label_and_each_token_once(lengths: list[int], of: int) -> None:
+    rows = [Encoded(np.arange(n, dtype=np.uint32) + 100 * i, np.arange(n, dtype=np.float32) % 3) for i, n in enumerate(lengths)]
+    batch = pad(rows)
+    parts = [Layout(of + number, 2 * of, of).part(batch) for number in range(of)]
+    assert len({part.input_ids.shape for part in parts}) == 1, "ranks meet at every collective"
+    assert [sum(part.tokens for part in parts), sum(part.weight_sum for part in parts)] == [batch.tokens, batch.weight_sum]
+
+    def labels(batch: Batch) -> list[tuple[int, int, float, int]]:
+        """[row, token that predicts, weight, token predicted] of each label."""
+        found = (batch.weights > 0).nonzero().tolist()
+        ids, weights = batch.input_ids.tolist(), batch.weights.tolist()
+        return [(row, ids[row][at - 1], weights[row][at], ids[row][at]) for row, at in found]
+
+    assert sorted(label for part in parts for label in labels(part)) == sorted(labels(batch))
+    for part in parts if of > 1 else []:
+        assert part.positions is not None
+        real = [(row, at) for row, length in enumerate(part.lengths.tolist()) for at in range(min(length, len(part.positions)))]
+        assert all(int(part.input_ids[row, at]) == 100 * row + int(part.positions[at]) for row, at in real)
+
+
+def test_ranks_that_lie_side_by_side_share_rows() -> None:
+    layouts = [Layout(rank, 6, 2) for rank in range(6)]
+    assert [(layout.replica, layout.replicas) for layout in layouts] == [(0, 3), (0, 3), (1, 3), (1, 3), (2, 3), (2, 3)]

@@ -150,6 +150,12 @@ def test_an_elastic_gang_starts_with_what_there_is(workers: int, least: int, fre
     assert (part.workers if part else None) == given
 
 
+@pytest.mark.parametrize(("free", "rows", "given"), [(7, 16, 6), (5, 16, 4), (1, 16, None), (7, 4, 4), (8, 16, 8)])
+def test_an_elastic_gang_keeps_its_replicas_whole(free: int, rows: int, given: int | None) -> None:
+    part = granted(Gang(8, 1, 0, replica=2), 2, rows, [Packing(cluster((free, 0)))])
+    assert (part.workers if part else None) == given
+
+
 def test_what_is_released_is_free_where_it_lay() -> None:
     packing = Packing(cluster((4, 0), (4, 0)))
     for name, workers in (("a", 4), ("b", 3)):
@@ -165,6 +171,8 @@ def test_what_is_released_is_free_where_it_lay() -> None:
     ("values", "fault"),
     [
         ({"workers": 2, "min_workers": 3}, "must not be above workers"),
+        ({"workers": 3, "sequence_parallel": 2}, r"workers \(3\) must be a multiple of sequence_parallel \(2\)"),
+        ({"workers": 4, "min_workers": 1, "sequence_parallel": 2}, r"min_workers \(1\) must be a multiple"),
         ({"accelerator_type": "H100"}, "gpus_per_worker is 0"),
         ({"labels": {"zone": "in(a,b)"}}, "pattern"),
         ({"labels": {"": "a"}}, "pattern"),

@@ -50,20 +50,25 @@ def _tick(step: int, waits: float, cpu: float) -> dict[str, float]:
 
 
 def test_two_workers_send_what_the_formula_says(tmp_path: Path) -> None:
-    """The one of a step that is a collective of everything trained, and the one that gathers every weight twice."""
+    """A step that reduces everything trained, one that gathers every weight twice, and one over rows that they share."""
     # In a process of its own: the server from which workers are forked lives as long as who has asked for it.
     command = [sys.executable, "-c", "from tests.unit.test_growth import tell_bytes; tell_bytes()", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    for engine, (sent, formula) in json.loads(done.stdout.splitlines()[-1]).items():
-        assert sent == pytest.approx(formula, rel=0.1), engine
+    for what, (sent, formula) in json.loads(done.stdout.splitlines()[-1]).items():
+        assert sent == pytest.approx(formula, rel=0.1), what
 
 
 def tell_bytes() -> None:
-    """Measure, and print bytes sent and those of the formula by engine, as JSON."""
+    """Measure, and print bytes sent and those of the formula by what they are of, as JSON."""
     site, told = Site(Path(sys.argv[1]), steps=2, most_workers=2), dict[str, tuple[float, float]]()
-    for engine, adapter in (("torch", "full"), ("zero3", "lora")):
-        case = Case("workers", adapter, engine, workers=2, rows=4, length=16, hidden=64, layers=2)
+    small = {"workers": 2, "rows": 4, "hidden": 64, "layers": 2}
+    cases = {
+        "reduced": Case("workers", "full", "torch", length=16, **small),
+        "gathered": Case("workers", "lora", "zero3", length=16, **small),
+        "shared": Case("sharing", "lora", "torch", length=256, sharing=2, **small),
+    }
+    for what, case in cases.items():
         figures = Figures(case, site.sizes(case), site.spec(case, "ftjob"), [site.measure(case)])
-        told[engine] = figures.median("sent_bytes"), figures.sent_bytes(scatters=False)
+        told[what] = figures.median("sent_bytes"), figures.sent_bytes(scatters=False)
     sys.stdout.write(json.dumps(told) + "\n")

@@ -16,7 +16,19 @@ from hypothesis import strategies as st
 from tests.sizes import LLAMA_8B, SMOLLM2
 from tests.tiny_model import write_tiny_model
 from trainers.model_files import Sizes, measure
-from trainers.plan import CPU_TOKENS, MEMORY_SHARE, RUN_BYTES, USABLE_SHARE, Adapters, Division, Load, Shape, choose_engine, worker_memory
+from trainers.plan import (
+    CPU_TOKENS,
+    MEMORY_SHARE,
+    RUN_BYTES,
+    USABLE_SHARE,
+    Adapters,
+    Division,
+    Load,
+    Shape,
+    choose_engine,
+    unshareable,
+    worker_memory,
+)
 from trainers.spec import AdapterSpec, DeepSpeedSpec, EngineName, OffloadSpec, ResourceSpec, TrainingSpec, TunesmithSpec, ZeroSpec
 
 GIB = 2**30
@@ -172,3 +184,31 @@ def test_the_engine_follows_from_what_a_worker_holds(sizes: Sizes, spec: Tunesmi
     choice = choose_engine(sizes, spec, longest=1024, memory_bytes=None if gib is None else gib * GIB)
     assert choice.engine == engine, choice
     assert why in choice.why
+
+
+@pytest.mark.parametrize(
+    ("size", "config", "why"),
+    [
+        (1, {"num_attention_heads": 9}, ""),
+        (3, {"num_attention_heads": 9}, ""),
+        (2, {"num_attention_heads": 9}, "the base model's 9 attention heads can't be divided by that"),
+        (2, {"num_attention_heads": 8, "sliding_window": 512}, "attention sees 512 tokens back, and the longest row has 600"),
+        (2, {"num_attention_heads": 8, "sliding_window": 512, "use_sliding_window": False}, ""),
+        (2, {"num_attention_heads": 8, "sliding_window": 600, "attention_chunk_size": None}, ""),
+        (2, {"num_attention_heads": 8, "layer_types": ["full_attention", "linear_attention"]}, "layers of the kind linear_attention"),
+        (2, {"num_attention_heads": 8, "layer_types": ["full_attention"]}, ""),
+    ],
+)
+def test_which_base_models_workers_can_share_rows_of(size: int, config: dict[str, Any], why: str) -> None:
+    told = unshareable(config, asked(workers=size, sequence_parallel=size), 600)
+    assert why in told
+    assert bool(why) == bool(told)
+
+
+def test_workers_that_share_rows_hold_a_part_of_their_activations() -> None:
+    alone, shared = (Load.of(LLAMA_8B, asked(workers=4, sequence_parallel=n), "zero2", on_cpu=False) for n in (1, 4))
+    whole, part = alone.memory(1, 8192), shared.memory(1, 8192)
+    assert part.activations == whole.activations // 4
+    assert part.weights == whole.weights
+    budget = whole.total - part.activations
+    assert alone.micro_batch(longest=8192, rows=8, memory_bytes=budget) == 1 < shared.micro_batch(longest=8192, rows=8, memory_bytes=budget)

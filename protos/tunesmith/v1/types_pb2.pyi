@@ -299,7 +299,7 @@ class DeepSpeedSpec(_message.Message):
     def __init__(self, zero_optimization: _Optional[_Union[ZeroSpec, _Mapping]] = ...) -> None: ...
 
 class ResourceSpec(_message.Message):
-    __slots__ = ("workers", "gpus_per_worker", "cpus_per_worker", "engine", "deepspeed", "min_workers", "placement", "accelerator_type", "labels")
+    __slots__ = ("workers", "gpus_per_worker", "cpus_per_worker", "engine", "deepspeed", "min_workers", "placement", "accelerator_type", "labels", "sequence_parallel")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -316,6 +316,7 @@ class ResourceSpec(_message.Message):
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_TYPE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     workers: int
     gpus_per_worker: int
     cpus_per_worker: int
@@ -325,7 +326,8 @@ class ResourceSpec(_message.Message):
     placement: PlacementStrategy
     accelerator_type: str
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, workers: _Optional[int] = ..., gpus_per_worker: _Optional[int] = ..., cpus_per_worker: _Optional[int] = ..., engine: _Optional[_Union[Engine, str]] = ..., deepspeed: _Optional[_Union[DeepSpeedSpec, _Mapping]] = ..., min_workers: _Optional[int] = ..., placement: _Optional[_Union[PlacementStrategy, str]] = ..., accelerator_type: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    sequence_parallel: int
+    def __init__(self, workers: _Optional[int] = ..., gpus_per_worker: _Optional[int] = ..., cpus_per_worker: _Optional[int] = ..., engine: _Optional[_Union[Engine, str]] = ..., deepspeed: _Optional[_Union[DeepSpeedSpec, _Mapping]] = ..., min_workers: _Optional[int] = ..., placement: _Optional[_Union[PlacementStrategy, str]] = ..., accelerator_type: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., sequence_parallel: _Optional[int] = ...) -> None: ...
 
 class MappingSpec(_message.Message):
     __slots__ = ("prompt", "completion", "system", "messages", "role", "content", "roles")
