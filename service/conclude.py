@@ -13,7 +13,8 @@ from service.store.runs import Run
 
 PREEMPTED = "preempted"
 """Code of a run whose node went away: no fault of anybody, so it costs none of the retries."""
-
+OUT_OF_MEMORY = "out_of_memory"
+"""Code of a run that found no memory: the next one has half its micro-batch, which bounds how often that happens."""
 
 _ASKED = {
     Departure.OUTRANKED: ("A job of higher priority needs the workers", "making room for a job of higher priority"),
@@ -26,6 +27,8 @@ _YIELDS = {
     Departure.OUTRANKED: "made room for a job of higher priority",
     Departure.GROWING: "left to go on with more workers",
 }
+_NO_LOSS = frozenset({*_YIELDS, OUT_OF_MEMORY})
+"""Codes of runs after which the job goes on and that say nothing about whether the next one will be lost."""
 _OUT_OF_TIME = {
     Departure.MAX_DURATION: ("its runs have held their workers for the {limits.max_duration} s that it was given", "max_duration"),
     Departure.DEADLINE: ("it has not succeeded within the {limits.deadline} s that it was given", "deadline"),
@@ -50,6 +53,38 @@ def failed_job(job: Job, error: JobError, now: float) -> tuple[Job, list[Notice]
     """The job FAILED, with the line that says why."""
     failed = advance(job, JobStatus.FAILED, error=error, finished_at=now, reason="", lease_owner=None)
     return failed, [Notice(f"The job failed due to {error.code}: {error.message}", level="error")]
+
+
+def after_failure(job: Job, run: Run, last_saved: int, now: float) -> tuple[Job, list[Notice]]:
+    """The job after its run, whose outcome is no loss of infrastructure's.
+
+    Where that found no memory for more than single rows it goes on, or rests, with half the micro-batch; it is FAILED otherwise.
+    """
+    outcome, rows = run.outcome or {}, micro_batch(job, run)
+    if outcome["code"] != OUT_OF_MEMORY or rows == 1:
+        return failed_job(job, failure(outcome), now)
+    assert job.resolved is not None
+    half, reached = rows // 2, max(run.last_step, run.resumed_step or 0)
+    where = f"after step {reached}" if reached else "before the first step was done"
+    halved = f"micro-batch halved from {rows} to {half}, the global batch stays {job.resolved.batch_size}"
+    told = Notice(f"Out of memory {where}: {halved}. The job will {_onward(last_saved)}.", level="warn")
+    if job.status is JobStatus.PAUSING:
+        paused, notices = paused_job(job, last_saved)
+        return paused, [told, *notices]
+    reason = f"out of memory: it will {_onward(last_saved)}, with a micro-batch of {half}"
+    return advance(job, JobStatus.QUEUED, not_before=now, reason=reason, lease_owner=None, progress=_idle(job.progress)), [told]
+
+
+def micro_batch(job: Job, run: Run) -> int:
+    """Rows for which the run found no memory, if that is what it ended of. Of an older release's run the most that there can be."""
+    assert job.resolved is not None
+    return run.micro_batch or job.resolved.batch_size
+
+
+def micro_batch_limit(job: Job, runs: Sequence[Run]) -> int | None:
+    """Most rows of one forward pass in the job's next run; None unless a run found no memory."""
+    scarce = [micro_batch(job, run) for run in runs if (run.outcome or {}).get("code") == OUT_OF_MEMORY]
+    return max(1, min(scarce) // 2) if scarce else None
 
 
 def paused_job(job: Job, last_saved: int) -> tuple[Job, list[Notice]]:
@@ -117,7 +152,7 @@ def stalls(runs: Sequence[Run], last_saved: int, *, preempted: bool) -> int:
         gained = run.last_step > furthest or saved > (run.resumed_step or 0)
         furthest = max(furthest, run.last_step)
         code = (run.outcome or {}).get("code")
-        counts = run.outcome is not None and code not in _YIELDS and (code == PREEMPTED) is preempted
+        counts = run.outcome is not None and code not in _NO_LOSS and (code == PREEMPTED) is preempted
         streak = 0 if gained else streak + counts
     return streak
 

@@ -21,12 +21,14 @@ import structlog
 
 from service import objects, run_logs
 from service.conclude import (
+    OUT_OF_MEMORY,
     Budget,
+    after_failure,
     failed_job,
-    failure,
     given_up,
     leaving_job,
     limit_error,
+    micro_batch_limit,
     paused_job,
     requeued_job,
     result_file,
@@ -42,6 +44,7 @@ from service.settings import Settings
 from service.store import Stale, Store, StoreUnavailable, Transaction
 from service.store.runs import Run
 from trainers import manifest
+from trainers.failure import HINTS, says_no_memory
 from trainers.redact import redactor
 from trainers.spec import RunSpec, is_log, model_prefix, run_prefix
 from trainers.storage import NoSuchObject, Storage, StorageError, StorageUnavailable
@@ -152,7 +155,7 @@ class Driver:
                 continue
             outcome = self._lost_outcome(run, seen, time.monotonic() - since)
             if outcome is not None:
-                return await self._lost(job, run, outcome)
+                return await self._end(job, run, outcome)
             await self._glance()
 
     async def _pause(self, job: Job) -> None:
@@ -273,19 +276,31 @@ class Driver:
         outcome = run.outcome or {}
         if outcome["kind"] == "finished":
             await self._succeed(job, run, outcome)
-            return
+        else:
+            await self._end(job, run, outcome)
+
+    async def _end(self, job: Job, run: Run, outcome: dict[str, Any]) -> None:
+        """The run is over without a result."""
         if outcome["cause"] == "infrastructure":
             await self._lost(job, run, outcome)
-            return
+        else:
+            await self._failed(job, run, outcome)
+
+    async def _failed(self, job: Job, run: Run, outcome: dict[str, Any]) -> None:
+        """The same again would fail again: the job has failed, unless less memory may do."""
         await self._until_gone(f"{job.id}-{run.epoch}", grace=timedelta(seconds=2))
         outcome = outcome | {"log_tail": await self._log_tail(run)}
         async with self._writing() as tx:
             current = await self._still(tx, job)
-            outcome |= {"last_good_step": await tx.last_saved(job.id)}
+            last_saved = await tx.last_saved(job.id)
+            outcome |= {"last_good_step": last_saved}
             await tx.update_run(job.id, run.epoch, ended_at=tx.time, outcome=outcome)
-            failed, notices = failed_job(current, failure(outcome), tx.time)
-            await tx.apply(current, failed, notices)
-        self._ended(job.id, "failed")
+            changed, notices = after_failure(current, replace(run, outcome=outcome), last_saved, tx.time)
+            await tx.apply(current, changed, notices)
+        if changed.status is JobStatus.QUEUED:
+            self._metrics.run_ended(OUT_OF_MEMORY)
+        else:
+            self._ended(job.id, changed.status.value)
 
     async def _succeed(self, job: Job, run: Run, outcome: dict[str, Any]) -> None:
         name = planned_model_name(job)
@@ -345,7 +360,8 @@ class Driver:
         token = await asyncio.to_thread(self._run_token, spec)
         async with self._writing() as tx:
             await self._still(tx, job)
-            await tx.update_run(job.id, job.epoch, token_sha256=hashlib.sha256(token.encode()).hexdigest())
+            rows = min(spec.share, spec.micro_batch or spec.share)
+            await tx.update_run(job.id, job.epoch, token_sha256=hashlib.sha256(token.encode()).hexdigest(), micro_batch=rows)
         body = spec.model_dump_json(indent=1).encode()
         await asyncio.to_thread(self._storage.put, f"{spec.run_prefix}/spec.json", body)
         await self._runtime.launch(spec)
@@ -354,6 +370,8 @@ class Driver:
         assert job.dataset is not None
         assert job.resolved is not None
         assert job.spec.seed is not None
+        async with self._store.read() as tx:
+            runs = await tx.list_runs(job.id)
         return RunSpec(
             job_id=job.id,
             epoch=job.epoch,
@@ -368,6 +386,7 @@ class Driver:
             report_address=self._report_address,
             tuned_model=planned_model_name(job),
             integrations=job.spec.integrations,
+            micro_batch=micro_batch_limit(job, runs),
             log_bytes=self._settings.run_log_bytes,
             resume_from=await asyncio.to_thread(objects.checkpoint_prefixes, self._storage, job.id, job.epoch),
         )
@@ -384,7 +403,8 @@ class Driver:
         """Why the run must be given up, None while it may go on. `watched` counts seconds."""
         lost = {"kind": "lost", "code": "worker_lost", "cause": "infrastructure"}
         if seen is not None and seen.state in ENDED:
-            return lost | {"message": f"the run ended without a result ({seen.message or seen.state})"}
+            killed = {"code": OUT_OF_MEMORY, "cause": "resource", "hint": HINTS[OUT_OF_MEMORY]} if says_no_memory(seen.message) else {}
+            return lost | killed | {"message": f"the run ended without a result ({seen.message or seen.state})"}
         silence = min(watched, self._age(run))
         if run.reported_at is None:
             limit, stuck = self._settings.start_timeout, {}

@@ -61,6 +61,8 @@ class _Update:
     """The run's last word, if it has said one before."""
     held: dict[str, Any] | None
     """Numbers of a step whose evaluation is going on: OpenAI tells of both in one event."""
+    micro_batch: int | None
+    """Most rows of one forward pass that the run is known to have."""
 
 
 class RunReports:
@@ -146,7 +148,7 @@ def _refuse_stale(job: Job, run: Run) -> None:
 
 
 def _gather(job: Job, run: Run, stage: str, reports: list[pb.RunReport], result: dict[str, Any]) -> _Update:
-    update = _Update(job, [], {}, [], run.outcome, run.held)
+    update = _Update(job, [], {}, [], run.outcome, run.held, run.micro_batch)
     if stage and stage != job.progress.stage:
         update.job = replace(update.job, progress=update.job.progress.model_copy(update={"stage": stage}))
     for report in reports:
@@ -163,11 +165,18 @@ def _progress(update: _Update, **changes: Any) -> None:
     update.job = replace(update.job, progress=update.job.progress.model_copy(update=changes))
 
 
+def _fewer_rows(update: _Update, rows: int) -> None:
+    """The micro-batch as the run tells it, 0 where it does not. It only falls, which is what bounds how often it is halved."""
+    if rows:
+        update.micro_batch = update.run["micro_batch"] = min(rows, update.micro_batch or rows)
+
+
 def _started(update: _Update, started: pb.Started, result: dict[str, Any]) -> None:
     if update.job.status is JobStatus.STARTING:
         update.job = advance(update.job, JobStatus.RUNNING, reason="")
     _progress(update, step=started.resumed_step, total_steps=started.total_steps)
     update.run["resumed_step"] = started.resumed_step
+    _fewer_rows(update, started.micro_batch)
     message = "Fine-tuning job started" if started.resumed_step == 0 else f"Fine-tuning resumed from step {started.resumed_step}"
     update.notices.append(Notice(message))
 
@@ -238,6 +247,7 @@ def _finished(update: _Update, finished: pb.Finished, result: dict[str, Any]) ->
 
 
 def _failed(update: _Update, failed: pb.Failed, result: dict[str, Any]) -> None:
+    _fewer_rows(update, failed.micro_batch)
     words = {name: getattr(failed, name) for name in ("code", "message", "cause", "rank", "traceback")}
     _end(update, {"kind": "failed", **words, "node": failed.node or None, "hint": failed.hint or None})
 
@@ -250,6 +260,7 @@ def _end(update: _Update, outcome: dict[str, Any]) -> None:
 
 
 def _notice(update: _Update, notice: pb.Notice, result: dict[str, Any]) -> None:
+    _fewer_rows(update, notice.micro_batch)
     level = notice.level if notice.level in ("info", "warn", "error") else "info"
     update.notices.append(Notice(notice.message, level=level))  # type: ignore[arg-type]
 

@@ -147,7 +147,7 @@ def _require_same_job(found: Manifest, prefix: str, spec: RunSpec) -> None:
 
 def _lasting(spec: RunSpec) -> dict[str, Any]:
     """What no run of a job may change; where it runs, with how many workers and on which engine may."""
-    passing = {"epoch", "resume_from", "report_address", "storage_url", "integrations", "log_bytes"}
+    passing = {"epoch", "resume_from", "report_address", "storage_url", "integrations", "log_bytes", "micro_batch"}
     partly = {"resolved": {"engine"}, "tunesmith": {"resources", "priority"}}
     return spec.model_dump(exclude={**dict.fromkeys(passing, True), **partly})
 

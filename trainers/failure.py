@@ -29,7 +29,7 @@ HINTS = {
     "gang_not_placed": "Look at who else is on the cluster; docs/scaling.md says what fits.",
     "gateway_unreachable": "The workers must reach TUNESMITH_REPORT_ADDRESS.",
     "object_missing": "Nothing but the service may delete below its storage prefix.",
-    "out_of_memory": "Lower batch_size or max_length, or use workers with more memory.",
+    "out_of_memory": "Lower max_length, set training.activation_checkpointing, or use workers with more memory.",
     "preempted": "Use nodes that stay longer, or checkpoints.every_seconds below the time that they stay.",
     "run_stuck": "Look at the node that is named: its network, its devices, its disk.",
     "sequence_not_shared": "Set resources.sequence_parallel to 1, or take another base model; docs/engines.md says what can be shared.",
@@ -49,6 +49,8 @@ class TrainingFailed(Exception):
     rank: int | None = None
     """The worker whose fault it is, None when that is whoever raised it."""
     node: str = ""
+    micro_batch: int | None = None
+    """Rows of the forward pass that found no memory, where that is known."""
 
     def __init__(self, code: str, message: str, cause: Cause = "service") -> None:
         super().__init__(code, message, cause)
@@ -106,7 +108,7 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
-_WRAPPED = ("_base_exc", "controller_failure", "cause")
+_WRAPPED = ("_base_exc", "controller_failure", "health_check_failure", "cause")
 """Where Ray's exceptions keep the one that they carry from another process."""
 _NO_MEMORY = re.compile(r"can't allocate memory|low on memory|not enough memory|out of memory|bad_alloc|DefaultCPUAllocator", re.I)
 _PEER_GONE = re.compile(r"gloo|nccl|connection closed by peer|connection reset by peer|Connection refused|broken pipe|process group", re.I)
@@ -117,8 +119,13 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine had no memory left."""
-    by_name = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and bool(_NO_MEMORY.search(str(error)))
-    return isinstance(error, MemoryError) or by_name or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+    by_name = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and says_no_memory(str(error))
+    return isinstance(error, MemoryError) or by_name or (isinstance(error, RuntimeError) and says_no_memory(str(error)))
+
+
+def says_no_memory(words: str) -> bool:
+    """Whether an error's words say that there was no memory left."""
+    return bool(_NO_MEMORY.search(words))
 
 
 def _out_of_memory(error: BaseException) -> TrainingFailed:
@@ -167,7 +174,10 @@ def _is_lost(error: BaseException) -> bool:
     return bool(names & {"RayError", "RayTrainError"}) and not names & _CARRIERS
 
 
-_CARRIERS = {"RayTaskError", "UserCodeException", "UserExceptionWithTraceback", "WorkerGroupError", "ControllerError"}
+_CARRIERS = {
+    *("RayTaskError", "UserCodeException", "UserExceptionWithTraceback", "WorkerGroupError", "ControllerError"),
+    "WorkerHealthCheckFailedError",
+}
 
 
 def _lost(error: BaseException) -> TrainingFailed:

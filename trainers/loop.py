@@ -141,11 +141,13 @@ def halve_micro_batch(parts: LoopParts, doing: str, rows: int) -> None:
     cursor = parts.state.cursor
     tried = min(cursor.micro_batch, -(-rows // parts.layout.replicas))
     if tried == 1:
-        raise TrainingFailed("out_of_memory", f"memory does not suffice for {doing}, even with a micro-batch of 1 row", "resource")
+        failed = TrainingFailed("out_of_memory", f"memory does not suffice for {doing}, even with a micro-batch of 1 row", "resource")
+        failed.micro_batch = tried
+        raise failed
     cursor.micro_batch = tried // 2
     whole = parts.spec.resolved.batch_size
     message = f"Out of memory at {doing}: micro-batch halved from {tried} to {cursor.micro_batch}, the global batch stays {whole}"
-    parts.reporter.tell(pb.RunReport(notice=pb.Notice(level="warn", message=message)))
+    parts.reporter.tell(pb.RunReport(notice=pb.Notice(level="warn", message=message, micro_batch=cursor.micro_batch)))
 
 
 def _wish(parts: LoopParts, since_saved: float) -> Wish:

@@ -29,8 +29,8 @@ PATIENCE_SECONDS = 3600.0
 """How long a run that is through waits for a gateway that is away; then its work lies in its last checkpoint."""
 OVER = frozenset({grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.NOT_FOUND})
 """Answers after which this run must write nothing more."""
-LAST_WORDS = frozenset({"finished", "failed"})
-"""Reports that are sent at once."""
+AT_ONCE = frozenset({"started", "notice", "finished", "failed"})
+"""Reports that don't wait for the next beat: few, and what a run that dies the moment after must have said."""
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +78,8 @@ def last_word(failed: TrainingFailed, *, rank: int = 0, trace: str = "", redact:
     """What the gateway is told of a failure; `rank` raised it, unless the failure knows better."""
     place = rank if failed.rank is None else failed.rank
     words = {"code": failed.code, "cause": failed.cause, "hint": failed.hint, "node": failed.node}
-    return pb.RunReport(failed=pb.Failed(**words, message=redact(failed.message), rank=place, traceback=redact(trace)))
+    told = pb.Failed(**words, message=redact(failed.message), rank=place, traceback=redact(trace), micro_batch=failed.micro_batch or 0)
+    return pb.RunReport(failed=told)
 
 
 class Silent:
@@ -121,7 +122,7 @@ class GatewayReporter:
             self._seq += 1
             report.seq = self._seq
             self._waiting.append(report)
-            if report.WhichOneof("body") in LAST_WORDS:
+            if report.WhichOneof("body") in AT_ONCE:
                 self._hurry = True
                 self._lock.notify_all()
 

@@ -83,6 +83,8 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
         state.restore(found)
     if state.cursor.micro_batch == 0:
         state.cursor.micro_batch = _micro_batch(spec, base_dir, place)
+    if spec.micro_batch is not None:  # an earlier run found no memory for more
+        state.cursor.micro_batch = min(state.cursor.micro_batch, spec.micro_batch)
     _tell_started(spec, reporter, place, trainable, state)
     saves = Checkpoints(storage, spec, form, _on_saved(reporter), kept) if place.rank == 0 else None
     method = registry.get(spec.method)
@@ -268,10 +270,9 @@ def _micro_batch(spec: RunSpec, base_dir: Path, place: Place) -> int:
     whole = plan.host_memory_bytes() if on_cpu else torch.cuda.mem_get_info(place.device)[1]
     memory = plan.worker_memory(whole, spec.tunesmith.resources)
     assert memory is not None
-    rows = -(-spec.resolved.batch_size // spec.tunesmith.resources.replicas)
     longest = max(spec.dataset.longest, spec.validation.longest if spec.validation else 0)
     load = plan.Load.of(measure(base_dir), spec.tunesmith, spec.resolved.engine, on_cpu=on_cpu)
-    return _least_of_all(load.micro_batch(longest=longest, rows=rows, memory_bytes=memory), place)
+    return _least_of_all(load.micro_batch(longest=longest, rows=spec.share, memory_bytes=memory), place)
 
 
 def _least_of_all(number: int, place: Place) -> int:
@@ -300,6 +301,7 @@ def _tell_started(spec: RunSpec, reporter: Reporter, place: Place, trainable: in
                 total_steps=spec.resolved.steps,
                 resumed_step=state.cursor.step,
                 trainable_parameters=trainable,
+                micro_batch=min(state.cursor.micro_batch, spec.share),
             )
         )
     )

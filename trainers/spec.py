@@ -377,12 +377,18 @@ class RunSpec(Frozen):
     resume_from: list[str] = Field(
         default=[], description="Prefixes of checkpoints of earlier runs, newest first; the first that verifies is taken."
     )
+    micro_batch: int | None = Field(default=None, ge=1, description="Most rows of one forward pass; the plan's own choice unless given.")
     log_bytes: int = Field(default=8 * 2**20, ge=2**20, description="Bytes kept of each process's log; of a longer one the middle goes.")
 
     @property
     def run_id(self) -> str:
         """The Ray submission id: submitting it twice cannot start two."""
         return f"{self.job_id}-{self.epoch}"
+
+    @property
+    def share(self) -> int:
+        """Most rows of a step that fall to one replica."""
+        return -(-self.resolved.batch_size // self.tunesmith.resources.replicas)
 
     @property
     def run_prefix(self) -> str:

@@ -37,6 +37,8 @@ class Run:
     """Why it was asked to write a checkpoint and leave (a `jobs.Departure`); None unless it was."""
     out_of_turn: bool = False
     """Its job had waited longer than anybody should."""
+    micro_batch: int | None = None
+    """Most rows of one forward pass: at first what it was given, then what it tells; None of a run that an older release started."""
 
 
 class RunStatements:

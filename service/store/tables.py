@@ -152,6 +152,7 @@ runs = sa.Table(
     # Why the run was asked to write a checkpoint and leave (a `jobs.Departure`), and whether its job had waited too long.
     sa.Column("leaving", sa.String(64)),
     sa.Column("out_of_turn", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("micro_batch", sa.Integer),
     sa.Index(None, "ended_at"),
 )
 

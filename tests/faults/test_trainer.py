@@ -32,7 +32,7 @@ class Cluster:
     runtime: RankRuntime
     training: str
 
-    def post(self, **suffer: Any) -> str:
+    def post(self, *, engine: str = "torch", dropout: float = 0.1, **suffer: Any) -> str:
         """A job on two workers, whose ranks suffer that."""
         self.runtime.environment = {"SUFFER": json.dumps(suffer)}
         job = self.gateway.client(strict=False).fine_tuning.jobs.create(
@@ -43,8 +43,8 @@ class Cluster:
             extra_body={
                 "tunesmith": {
                     "checkpoints": {"every_steps": 4},
-                    "adapter": {"r": 4, "dropout": 0.1},
-                    "resources": {"workers": 2, "cpus_per_worker": 1},
+                    "adapter": {"r": 4, "dropout": dropout},
+                    "resources": {"workers": 2, "cpus_per_worker": 1, "engine": engine},
                 }
             },
         )
@@ -79,6 +79,14 @@ class Cluster:
         assert job["status"] == "succeeded", (job["error"], [self.runtime.log(run) for run in self.runtime.ranks if job["id"] in run])
         prefix = model_prefix(job["id"], job["tunesmith"]["epoch"])
         return manifest.read(self.gateway.parts.storage, prefix).sha256_of(ADAPTER)
+
+    def losses(self, job: dict[str, Any]) -> list[float]:
+        """Of each step, where it was done twice the later one's."""
+        assert job["status"] == "succeeded", (job["error"], [self.runtime.log(run) for run in self.runtime.ranks if job["id"] in run])
+        with self.gateway.http() as http:
+            data = http.get(f"/v1/fine_tuning/jobs/{job['id']}/metrics").json()["data"]
+        assert data["step"] == list(range(1, 13))
+        return data["train_loss"]
 
     def events(self, job_id: str) -> list[str]:
         """Its history, first to last."""
@@ -168,6 +176,18 @@ def test_16_sigterm_costs_a_checkpoint_and_no_retry(cluster: Cluster, undisturbe
     assert (first["code"], job["tunesmith"]["infra_failures"]) == ("preempted", 0)
     assert second["resumed_step"] == first["last_step"] == first["last_good_step"]
     assert any(message.startswith("Run 1 was preempted: a node of the run goes away") for message in cluster.events(job_id))
+
+
+def test_34_ranks_that_meet_within_a_pass_go_on_with_half_the_micro_batch(cluster: Cluster) -> None:
+    """In step 9: the checkpoint of step 4 is complete when that of step 8 is begun. Dropout would be drawn anew for other pieces."""
+    whole = cluster.losses(cluster.ended(cluster.post(dropout=0)))
+    job = cluster.ended(cluster.post(engine="zero3", dropout=0, scarce=8))
+    first, second = job["tunesmith"]["attempts"]
+    assert (first["outcome"], first["code"], first["cause"]) == ("failed", "out_of_memory", "resource")
+    assert (second["outcome"], second["resumed_step"]) in [("succeeded", step) for step in (4, 8)]
+    [told] = [message for message in cluster.events(job["id"]) if message.startswith("Out of memory")]
+    assert ": micro-batch halved from 4 to 2, the global batch stays 8. The job will " in told
+    assert cluster.losses(job) == pytest.approx(whole, rel=1e-5)
 
 
 def test_35_a_run_that_always_dies_is_quarantined_and_the_queue_moves_on(cluster: Cluster) -> None:

@@ -8,12 +8,14 @@ import pickle
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfDiskError, OutOfMemoryError, WorkerCrashedError
 from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from trainers.failure import TrainingFailed, classify
 from trainers.storage import NoSuchObject, StorageDenied, StorageFull, StorageUnavailable
 from trainers.worker import _telling
 
+KILLED_FOR_MEMORY = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory. The node had …")
+"""As Ray's memory monitor says it."""
 DIVERGED = TrainingFailed("diverged", "the loss is NaN", "config")
 
 
@@ -32,7 +34,7 @@ def caused(outer: Exception, inner: Exception) -> Exception:
     [
         (MemoryError(), "out_of_memory", "resource"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"), "out_of_memory", "resource"),
-        (OutOfMemoryError("Task was killed due to the node running low on memory."), "out_of_memory", "resource"),
+        (KILLED_FOR_MEMORY, "out_of_memory", "resource"),
         (StorageFull("the bucket is full"), "storage_full", "resource"),
         (OSError(errno.ENOSPC, "No space left on device"), "storage_full", "resource"),
         (OutOfDiskError("local disk is full"), "storage_full", "resource"),
@@ -43,6 +45,8 @@ def caused(outer: Exception, inner: Exception) -> Exception:
         (WorkerCrashedError(), "worker_lost", "infrastructure"),
         (NodeDiedError("gone"), "worker_lost", "infrastructure"),
         (WorkerHealthCheckTimeoutError("silent"), "worker_lost", "infrastructure"),
+        (WorkerHealthCheckFailedError("a worker can't be polled", ActorDiedError()), "worker_lost", "infrastructure"),
+        (WorkerHealthCheckFailedError("a worker can't be polled", KILLED_FOR_MEMORY), "out_of_memory", "resource"),
         (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), "worker_lost", "infrastructure"),
         (carried(DIVERGED), "diverged", "config"),
         (carried(MemoryError()), "out_of_memory", "resource"),

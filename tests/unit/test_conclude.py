@@ -1,15 +1,16 @@
-"""How often a job is tried again: three budgets that do not mix."""
+"""How often a job is tried again: three budgets that do not mix, and memory, which has none because each try takes less."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from service.conclude import Budget, given_up, requeued_job, stalls
+from service.conclude import Budget, after_failure, given_up, micro_batch_limit, requeued_job, stalls
 from service.jobs import Job, JobSpec, JobStatus, MethodSpec
 from service.store.runs import Run
-from trainers.spec import BaseModelRef
+from trainers.spec import BaseModelRef, Resolved
 
 BASE = BaseModelRef(id="m", revision="1", prefix="base/m/1", licence="mit")
 BUDGET = Budget(max_retries=3, quarantine_after=3, max_preemptions=1)
@@ -20,9 +21,15 @@ def run(resumed: int | None, last: int, code: str | None = "worker_lost", **plac
     return Run("ftjob-1", 1, "", 0.0, 0.0, 0, resumed, last, outcome or None, 1.0, None)
 
 
-def job(failures: int = 0) -> Job:
+def job(failures: int = 0, status: JobStatus = JobStatus.RUNNING) -> Job:
     spec = JobSpec(model="m", training_file="file-1", seed=1, method=MethodSpec(type="supervised"))
-    return Job("ftjob-1", "proj_1", "org-1", spec, JobStatus.RUNNING, 1, 0.0, BASE, epoch=3, infra_failures=failures)
+    resolved = Resolved(n_epochs=1, batch_size=32, learning_rate_multiplier=1.0, learning_rate=1e-4, engine="zero3", steps=40)
+    return Job("ftjob-1", "proj_1", "org-1", spec, status, 1, 0.0, BASE, epoch=3, infra_failures=failures, resolved=resolved)
+
+
+def starved(rows: int | None, resumed: int | None = 0, last: int = 0) -> Run:
+    """A run that found no memory for so many rows."""
+    return replace(run(resumed, last, "out_of_memory"), micro_batch=rows)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,7 @@ def job(failures: int = 0) -> Job:
         ([run(0, 30), run(0, 25), run(20, 22)], 20, 1),
         ([run(None, 0), run(None, 0, "preempted"), run(None, 0)], 0, 2),
         ([run(None, 0), run(None, 0, None), run(None, 0)], 0, 2),
+        ([run(None, 0), starved(8, None), run(None, 0)], 0, 2),
     ],
     ids=[
         "never began",
@@ -48,6 +56,7 @@ def job(failures: int = 0) -> Job:
         "saved, then not",
         "preempted between",
         "paused",
+        "out of memory between",
     ],
 )
 def test_runs_that_got_no_further(runs: list[Run], saved: int, stalled: int) -> None:
@@ -82,3 +91,45 @@ def test_preemption_has_its_own_budget() -> None:
     queued, (notice,) = requeued_job(job(2), runs[0], 0, 1.0, 0.0)
     assert queued.infra_failures == 2
     assert notice.message.startswith("Run 1 was preempted: why.")
+
+
+def test_out_of_memory_the_job_goes_on_with_half_the_micro_batch_at_once() -> None:
+    queued, (notice,) = after_failure(job(2), starved(8, resumed=4, last=12), 8, 100.0)
+    assert (queued.status, queued.not_before, queued.infra_failures, queued.lease_owner) == (JobStatus.QUEUED, 100.0, 2, None)
+    assert (notice.level, notice.message) == (
+        "warn",
+        "Out of memory after step 12: micro-batch halved from 8 to 4, the global batch stays 32. The job will go on from step 8.",
+    )
+
+
+def test_out_of_memory_with_single_rows_the_job_has_failed() -> None:
+    failed, _ = after_failure(job(), starved(1), 0, 100.0)
+    assert failed.status is JobStatus.FAILED
+    assert failed.error is not None
+    assert (failed.error.code, failed.finished_at) == ("out_of_memory", 100.0)
+
+
+def test_out_of_memory_a_job_that_is_being_paused_rests_and_takes_less_when_it_is_resumed() -> None:
+    paused, notices = after_failure(job(status=JobStatus.PAUSING), starved(8), 0, 100.0)
+    assert paused.status is JobStatus.PAUSED
+    assert [notice.message.partition(":")[0] for notice in notices] == [
+        "Out of memory before the first step was done",
+        "The job has been paused",
+    ]
+    assert micro_batch_limit(job(), [starved(8)]) == 4
+
+
+def test_only_memory_is_worth_a_smaller_micro_batch() -> None:
+    failed, _ = after_failure(job(), replace(run(0, 4, "diverged"), micro_batch=8), 0, 100.0)
+    assert failed.status is JobStatus.FAILED
+    assert micro_batch_limit(job(), [replace(run(0, 4, code), micro_batch=8) for code in ("diverged", "worker_lost", None)]) is None
+
+
+@pytest.mark.parametrize("first", [None, 1, 3, 17, 32])
+def test_halving_comes_to_an_end(first: int | None) -> None:
+    """Whatever the first run was given; None is what a run of an older release says."""
+    runs = [starved(first)]
+    while after_failure(job(), runs[-1], 0, 0.0)[0].status is JobStatus.QUEUED:
+        runs.append(starved(micro_batch_limit(job(), runs)))
+    assert len(runs) == (first or 32).bit_length()
+    assert runs[-1].micro_batch == 1

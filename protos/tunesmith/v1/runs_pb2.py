@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/tunesmith/v1/runs.proto\x12\x0ctunesmith.v1\"g\n\rReportRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12(\n\x07reports\x18\x03 \x03(\x0b\x32\x17.tunesmith.v1.RunReport\x12\r\n\x05stage\x18\x04 \x01(\t\"\xd1\x02\n\tRunReport\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x07started\x18\x02 \x01(\x0b\x32\x15.tunesmith.v1.StartedH\x00\x12&\n\x04step\x18\x03 \x01(\x0b\x32\x16.tunesmith.v1.StepDoneH\x00\x12,\n\tevaluated\x18\x04 \x01(\x0b\x32\x17.tunesmith.v1.EvaluatedH\x00\x12\x33\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x1d.tunesmith.v1.CheckpointSavedH\x00\x12*\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x16.tunesmith.v1.FinishedH\x00\x12&\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x14.tunesmith.v1.FailedH\x00\x12&\n\x06notice\x18\x08 \x01(\x0b\x32\x14.tunesmith.v1.NoticeH\x00\x42\x06\n\x04\x62ody\"\x86\x01\n\x07Started\x12\x12\n\nworld_size\x18\x01 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x13\n\x0btotal_steps\x18\x04 \x01(\r\x12\x14\n\x0cresumed_step\x18\x05 \x01(\r\x12\x1c\n\x14trainable_parameters\x18\x06 \x01(\x04\"\xe6\x01\n\x08StepDone\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x12\n\ntrain_loss\x18\x02 \x01(\x01\x12!\n\x19train_mean_token_accuracy\x18\x03 \x01(\x01\x12\x15\n\rlearning_rate\x18\x04 \x01(\x01\x12\x11\n\tgrad_norm\x18\x05 \x01(\x01\x12\x0e\n\x06tokens\x18\x06 \x01(\x04\x12\x19\n\x11tokens_per_second\x18\x07 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x08 \x01(\x01\x12\x16\n\x0etrained_tokens\x18\t \x01(\x04\x12\x13\n\x0bstep_tokens\x18\n \x01(\x04\"^\n\tEvaluated\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x12\n\nvalid_loss\x18\x02 \x01(\x01\x12!\n\x19valid_mean_token_accuracy\x18\x03 \x01(\x01\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\"W\n\x0f\x43heckpointSaved\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"\x9f\x02\n\x08\x46inished\x12\x11\n\tlast_step\x18\x01 \x01(\r\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\x12\x16\n\x0etrained_tokens\x18\x03 \x01(\x04\x12\x1d\n\x10\x66inal_train_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x66inal_valid_loss\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12,\n\x1f\x66inal_valid_mean_token_accuracy\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x15\n\rstopped_early\x18\x07 \x01(\x08\x42\x13\n\x11_final_train_lossB\x13\n\x11_final_valid_lossB\"\n _final_valid_mean_token_accuracy\"s\n\x06\x46\x61iled\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x11\n\ttraceback\x18\x05 \x01(\t\x12\x0c\n\x04node\x18\x06 \x01(\t\x12\x0c\n\x04hint\x18\x07 \x01(\t\"(\n\x06Notice\x12\r\n\x05level\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"R\n\x0eReportResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x04\x12*\n\tdirective\x18\x02 \x01(\x0e\x32\x17.tunesmith.v1.Directive*\x8f\x01\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTIVE_CONTINUE\x10\x01\x12\x12\n\x0e\x44IRECTIVE_STOP\x10\x02\x12!\n\x1d\x44IRECTIVE_CHECKPOINT_AND_STOP\x10\x03\x12\x18\n\x14\x44IRECTIVE_CHECKPOINT\x10\x04\x32K\n\x04Runs\x12\x43\n\x06Report\x12\x1b.tunesmith.v1.ReportRequest\x1a\x1c.tunesmith.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/tunesmith/v1/runs.proto\x12\x0ctunesmith.v1\"g\n\rReportRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12(\n\x07reports\x18\x03 \x03(\x0b\x32\x17.tunesmith.v1.RunReport\x12\r\n\x05stage\x18\x04 \x01(\t\"\xd1\x02\n\tRunReport\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x07started\x18\x02 \x01(\x0b\x32\x15.tunesmith.v1.StartedH\x00\x12&\n\x04step\x18\x03 \x01(\x0b\x32\x16.tunesmith.v1.StepDoneH\x00\x12,\n\tevaluated\x18\x04 \x01(\x0b\x32\x17.tunesmith.v1.EvaluatedH\x00\x12\x33\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x1d.tunesmith.v1.CheckpointSavedH\x00\x12*\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x16.tunesmith.v1.FinishedH\x00\x12&\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x14.tunesmith.v1.FailedH\x00\x12&\n\x06notice\x18\x08 \x01(\x0b\x32\x14.tunesmith.v1.NoticeH\x00\x42\x06\n\x04\x62ody\"\x9b\x01\n\x07Started\x12\x12\n\nworld_size\x18\x01 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x13\n\x0btotal_steps\x18\x04 \x01(\r\x12\x14\n\x0cresumed_step\x18\x05 \x01(\r\x12\x1c\n\x14trainable_parameters\x18\x06 \x01(\x04\x12\x13\n\x0bmicro_batch\x18\x07 \x01(\r\"\xe6\x01\n\x08StepDone\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x12\n\ntrain_loss\x18\x02 \x01(\x01\x12!\n\x19train_mean_token_accuracy\x18\x03 \x01(\x01\x12\x15\n\rlearning_rate\x18\x04 \x01(\x01\x12\x11\n\tgrad_norm\x18\x05 \x01(\x01\x12\x0e\n\x06tokens\x18\x06 \x01(\x04\x12\x19\n\x11tokens_per_second\x18\x07 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x08 \x01(\x01\x12\x16\n\x0etrained_tokens\x18\t \x01(\x04\x12\x13\n\x0bstep_tokens\x18\n \x01(\x04\"^\n\tEvaluated\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x12\n\nvalid_loss\x18\x02 \x01(\x01\x12!\n\x19valid_mean_token_accuracy\x18\x03 \x01(\x01\x12\x0c\n\x04\x66ull\x18\x04 \x01(\x08\"W\n\x0f\x43heckpointSaved\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"\x9f\x02\n\x08\x46inished\x12\x11\n\tlast_step\x18\x01 \x01(\r\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\t\x12\x16\n\x0etrained_tokens\x18\x03 \x01(\x04\x12\x1d\n\x10\x66inal_train_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x66inal_valid_loss\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12,\n\x1f\x66inal_valid_mean_token_accuracy\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x15\n\rstopped_early\x18\x07 \x01(\x08\x42\x13\n\x11_final_train_lossB\x13\n\x11_final_valid_lossB\"\n _final_valid_mean_token_accuracy\"\x88\x01\n\x06\x46\x61iled\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x11\n\ttraceback\x18\x05 \x01(\t\x12\x0c\n\x04node\x18\x06 \x01(\t\x12\x0c\n\x04hint\x18\x07 \x01(\t\x12\x13\n\x0bmicro_batch\x18\x08 \x01(\r\"=\n\x06Notice\x12\r\n\x05level\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bmicro_batch\x18\x03 \x01(\r\"R\n\x0eReportResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x04\x12*\n\tdirective\x18\x02 \x01(\x0e\x32\x17.tunesmith.v1.Directive*\x8f\x01\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTIVE_CONTINUE\x10\x01\x12\x12\n\x0e\x44IRECTIVE_STOP\x10\x02\x12!\n\x1d\x44IRECTIVE_CHECKPOINT_AND_STOP\x10\x03\x12\x18\n\x14\x44IRECTIVE_CHECKPOINT\x10\x04\x32K\n\x04Runs\x12\x43\n\x06Report\x12\x1b.tunesmith.v1.ReportRequest\x1a\x1c.tunesmith.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.tunesmith.v1.runs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIRECTIVE']._serialized_start=1582
-  _globals['_DIRECTIVE']._serialized_end=1725
+  _globals['_DIRECTIVE']._serialized_start=1646
+  _globals['_DIRECTIVE']._serialized_end=1789
   _globals['_REPORTREQUEST']._serialized_start=48
   _globals['_REPORTREQUEST']._serialized_end=151
   _globals['_RUNREPORT']._serialized_start=154
   _globals['_RUNREPORT']._serialized_end=491
   _globals['_STARTED']._serialized_start=494
-  _globals['_STARTED']._serialized_end=628
-  _globals['_STEPDONE']._serialized_start=631
-  _globals['_STEPDONE']._serialized_end=861
-  _globals['_EVALUATED']._serialized_start=863
-  _globals['_EVALUATED']._serialized_end=957
-  _globals['_CHECKPOINTSAVED']._serialized_start=959
-  _globals['_CHECKPOINTSAVED']._serialized_end=1046
-  _globals['_FINISHED']._serialized_start=1049
-  _globals['_FINISHED']._serialized_end=1336
-  _globals['_FAILED']._serialized_start=1338
-  _globals['_FAILED']._serialized_end=1453
-  _globals['_NOTICE']._serialized_start=1455
-  _globals['_NOTICE']._serialized_end=1495
-  _globals['_REPORTRESPONSE']._serialized_start=1497
-  _globals['_REPORTRESPONSE']._serialized_end=1579
-  _globals['_RUNS']._serialized_start=1727
-  _globals['_RUNS']._serialized_end=1802
+  _globals['_STARTED']._serialized_end=649
+  _globals['_STEPDONE']._serialized_start=652
+  _globals['_STEPDONE']._serialized_end=882
+  _globals['_EVALUATED']._serialized_start=884
+  _globals['_EVALUATED']._serialized_end=978
+  _globals['_CHECKPOINTSAVED']._serialized_start=980
+  _globals['_CHECKPOINTSAVED']._serialized_end=1067
+  _globals['_FINISHED']._serialized_start=1070
+  _globals['_FINISHED']._serialized_end=1357
+  _globals['_FAILED']._serialized_start=1360
+  _globals['_FAILED']._serialized_end=1496
+  _globals['_NOTICE']._serialized_start=1498
+  _globals['_NOTICE']._serialized_end=1559
+  _globals['_REPORTRESPONSE']._serialized_start=1561
+  _globals['_REPORTRESPONSE']._serialized_end=1643
+  _globals['_RUNS']._serialized_start=1791
+  _globals['_RUNS']._serialized_end=1866
 # @@protoc_insertion_point(module_scope)

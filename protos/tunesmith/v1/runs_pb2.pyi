@@ -53,20 +53,22 @@ class RunReport(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., step: _Optional[_Union[StepDone, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointSaved, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("world_size", "engine", "device", "total_steps", "resumed_step", "trainable_parameters")
+    __slots__ = ("world_size", "engine", "device", "total_steps", "resumed_step", "trainable_parameters", "micro_batch")
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_STEP_FIELD_NUMBER: _ClassVar[int]
     TRAINABLE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     world_size: int
     engine: str
     device: str
     total_steps: int
     resumed_step: int
     trainable_parameters: int
-    def __init__(self, world_size: _Optional[int] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., total_steps: _Optional[int] = ..., resumed_step: _Optional[int] = ..., trainable_parameters: _Optional[int] = ...) -> None: ...
+    micro_batch: int
+    def __init__(self, world_size: _Optional[int] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., total_steps: _Optional[int] = ..., resumed_step: _Optional[int] = ..., trainable_parameters: _Optional[int] = ..., micro_batch: _Optional[int] = ...) -> None: ...
 
 class StepDone(_message.Message):
     __slots__ = ("step", "train_loss", "train_mean_token_accuracy", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "eta_seconds", "trained_tokens", "step_tokens")
@@ -135,7 +137,7 @@ class Finished(_message.Message):
     def __init__(self, last_step: _Optional[int] = ..., manifest_sha256: _Optional[str] = ..., trained_tokens: _Optional[int] = ..., final_train_loss: _Optional[float] = ..., final_valid_loss: _Optional[float] = ..., final_valid_mean_token_accuracy: _Optional[float] = ..., stopped_early: _Optional[bool] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("code", "message", "cause", "rank", "traceback", "node", "hint")
+    __slots__ = ("code", "message", "cause", "rank", "traceback", "node", "hint", "micro_batch")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +145,7 @@ class Failed(_message.Message):
     TRACEBACK_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
     cause: str
@@ -150,15 +153,18 @@ class Failed(_message.Message):
     traceback: str
     node: str
     hint: str
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., cause: _Optional[str] = ..., rank: _Optional[int] = ..., traceback: _Optional[str] = ..., node: _Optional[str] = ..., hint: _Optional[str] = ...) -> None: ...
+    micro_batch: int
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., cause: _Optional[str] = ..., rank: _Optional[int] = ..., traceback: _Optional[str] = ..., node: _Optional[str] = ..., hint: _Optional[str] = ..., micro_batch: _Optional[int] = ...) -> None: ...
 
 class Notice(_message.Message):
-    __slots__ = ("level", "message")
+    __slots__ = ("level", "message", "micro_batch")
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     level: str
     message: str
-    def __init__(self, level: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    micro_batch: int
+    def __init__(self, level: _Optional[str] = ..., message: _Optional[str] = ..., micro_batch: _Optional[int] = ...) -> None: ...
 
 class ReportResponse(_message.Message):
     __slots__ = ("acknowledged", "directive")
