@@ -35,6 +35,7 @@ STEPS = 2
 LOWEST, HIGHEST = 1.0, 1.15
 """Between which an estimate over its measurement should lie."""
 TIMEOUT_SECONDS = 900.0
+ON_NVME = {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Case:
     """Forward passes of each rank in a step."""
     sharing: int = 1
     """Ranks that share each row."""
+    nvme: bool = False
+    """Whether optimizer state lies in files, on the disk that the scratch directory is on."""
 
     @property
     def tunesmith(self) -> TunesmithSpec:
@@ -63,7 +66,8 @@ class Case:
         asked = {
             "adapter": adapter,
             "training": {"activation_checkpointing": self.checkpointing},
-            "resources": {"workers": self.workers, "engine": self.engine, "sequence_parallel": self.sharing},
+            "resources": {"workers": self.workers, "engine": self.engine, "sequence_parallel": self.sharing}
+            | ({"deepspeed": ON_NVME} if self.nvme else {}),
             "checkpoints": {"every_steps": 1, "keep": 1},
         }
         return TunesmithSpec.model_validate(asked)
@@ -71,7 +75,7 @@ class Case:
     @property
     def what(self) -> str:
         """What is trained, and how."""
-        more = [f"{self.pieces} micro-batches"] * (self.pieces > 1) + ["checkpointing"] * self.checkpointing
+        more = [f"{self.pieces} micro-batches"] * (self.pieces > 1) + ["checkpointing"] * self.checkpointing + ["nvme"] * self.nvme
         more += [f"{self.sharing} share each row"] * (self.sharing > 1)
         return ", ".join([self.form, *more, *["dropout"] * bool(self.dropout)])
 
@@ -146,6 +150,7 @@ class Workshop:
     def _start(self, case: Case, directory: Path, rank: int, port: int) -> subprocess.Popen[bytes]:
         env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(case.workers), "RANK": str(rank)}
         env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env |= {"TUNESMITH_NVME_DIR": str(self.directory / "nvme")}
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // case.workers)))
         tokens = str(case.rows * case.tokens)
         command = [sys.executable, "-m", "bench.memory_rank", directory / "spec.json", directory / f"answer-{rank}.json"]
@@ -209,6 +214,7 @@ CASES = [
     Case(SMOLLM2, 4, 64, form="full"),
     *(Case("4x768", 4, 64, engine, workers, "full") for engine in ENGINES for workers in (1, 2)),
     Case("4x768", 4, 64, "zero2", 1, "full", pieces=3),
+    *(Case("4x768", 4, 64, engine, 2, "full", nvme=True) for engine in ("zero2", "zero3")),
     Case("8x512", 16, 128),
     Case("8x512", 4, 256, checkpointing=True),
     Case("8x512", 4, 256, dropout=0.1),

@@ -59,6 +59,7 @@ def main(spec_file: Path, answer: Path, cache: Path, tokens: int) -> None:
     from trainers.run import Place, execute
     from trainers.spec import RunSpec
     from trainers.storage import open_storage
+    from trainers.worker import node_nvme
 
     spec = RunSpec.model_validate_json(spec_file.read_text())
     plan.CPU_TOKENS = tokens
@@ -66,7 +67,7 @@ def main(spec_file: Path, answer: Path, cache: Path, tokens: int) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if world_size > 1:
         dist.init_process_group("gloo")
-    execute(spec, open_storage(spec.storage_url), stages, Place(rank, world_size, torch.device("cpu"), cache))
+    execute(spec, open_storage(spec.storage_url), stages, Place(rank, world_size, torch.device("cpu"), cache, nvme=node_nvme()))
     stages.note()
     answer.write_text(json.dumps({"peak": max(stages.peaks.values()), "stages": stages.peaks}))
 

@@ -106,7 +106,9 @@ def _reasons(load: Load, choice: Choice, rows: int, micro_batch: int | None) -> 
         told.append("only each layer's input is kept for the backward pass, and the rest is computed again")
     if load.sharing > 1:
         told.append(f"{load.sharing} workers share each row, a part of its tokens each (sequence parallelism)")
-    if load.offloaded:
+    if load.on_nvme:
+        told.append(f"optimizer state lies on NVMe: {load.nvme_bytes / 2**30:.1f} GiB of each worker's node, which must have them free")
+    elif load.offloaded:
         told.append("optimizer state lies in the host's memory, which is not counted here")
     if micro_batch is not None and micro_batch < rows:
         whom = "a worker" if load.sharing == 1 else "the workers that share them"

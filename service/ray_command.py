@@ -45,8 +45,8 @@ ENVIRONMENT = {
 }
 
 
-FOR_WORKERS = ("TUNESMITH_TLS_CA", "TUNESMITH_TLS_CERT", "TUNESMITH_TLS_KEY")
-"""Of our own variables those that are a node's, not the gateway's: with what workers reach a gateway that speaks TLS."""
+FOR_WORKERS = ("TUNESMITH_TLS_CA", "TUNESMITH_TLS_CERT", "TUNESMITH_TLS_KEY", "TUNESMITH_NVME_DIR")
+"""Of our own variables those that are a node's, not the gateway's: with what workers reach a gateway that speaks TLS, and their disk."""
 
 
 class NotOurs(Exception):

@@ -18,5 +18,7 @@ def small_disk_at(directory: Path, megabytes: int) -> Iterator[Path]:
     mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode != 0:
         pytest.skip(f"may not mount: {mounted.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", "-l", directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)

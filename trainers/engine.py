@@ -9,7 +9,7 @@ sums, however many parameters and numbers there are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -212,9 +212,11 @@ def no_sums() -> Tensor:
     return torch.zeros(_SUMS, dtype=torch.float64)
 
 
-def adamw(parameters: Sequence[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); the learning rate is set before each step."""
-    return torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, fused=True)
+def adamw(
+    parameters: Sequence[nn.Parameter], weight_decay: float, kind: Callable[..., torch.optim.AdamW] = torch.optim.AdamW
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); the learning rate is set before each step. `kind` makes it."""
+    return kind(parameters, lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, fused=True)
 
 
 def _flat_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:

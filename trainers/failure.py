@@ -28,6 +28,8 @@ HINTS = {
     "diverged": "Lower learning_rate or learning_rate_multiplier.",
     "gang_not_placed": "Look at who else is on the cluster; docs/scaling.md says what fits.",
     "gateway_unreachable": "The workers must reach TUNESMITH_REPORT_ADDRESS.",
+    "kernels_missing": "Install CUDA's compiler and ninja on the nodes, or leave the zero_quantized_… settings out.",
+    "nvme_unusable": "Set TUNESMITH_NVME_DIR on the nodes to a directory of the workers' user that lies on a disk.",
     "object_missing": "Nothing but the service may delete below its storage prefix.",
     "out_of_memory": "Lower max_length, set training.activation_checkpointing, or use workers with more memory.",
     "preempted": "Use nodes that stay longer, or checkpoints.every_seconds below the time that they stay.",

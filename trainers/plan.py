@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainers.model_files import Sizes
-from trainers.spec import AUTO, EngineName, ResourceSpec, TunesmithSpec, ZeroSpec
+from trainers.spec import AUTO, ZERO3_ALONE, EngineName, ResourceSpec, TunesmithSpec, ZeroSpec
 
 CPU_TOKENS = 2048
 """Tokens of one forward pass on a processor: beyond this matrix products get no faster, only memory grows."""
@@ -26,7 +26,7 @@ CHECKPOINTED_SHARE = 0.5
 RUN_BYTES = 1150 << 20
 """Of a run's own processes beside its workers (driver, supervisor, controller and its actors), once a run, in the memory of nodes:
 318, 80, 278 and 4 times 115 MiB were measured (shared pages divided among those who share them)."""
-MARGIN_SHARE = {True: 0.03, False: 0.1}
+MARGIN_SHARE = {True: 0.05, False: 0.1}
 """What fragmentation and passing copies add to the rest, on a processor as measured (docs/estimate.md), on a GPU on trust."""
 PROCESS_BYTES = {True: 550 << 20, False: 1500 << 20}
 """On a processor a worker's interpreter with its libraries (resident); on a GPU the device's context and its libraries' workspaces."""
@@ -42,6 +42,8 @@ FULL_ATTENTION, WINDOWED_ATTENTION = {"full_attention"}, {"sliding_attention", "
 """Kinds of layers as config.json names them."""
 GATHERED_NUMBERS, BUCKET_NUMBERS = 1_000_000_000, 500_000_000
 """Most numbers that ZeRO 3 holds whole at a time, and that a ZeRO engine reduces at a time: DeepSpeed's defaults."""
+OFFLOAD_BUFFERS: Mapping[EngineName, int] = {"zero1": 3, "zero2": 2, "zero3": 1}
+"""How often an engine has a worker's own part in buffers on the host, where optimizer state is offloaded; as measured."""
 _NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -182,8 +184,10 @@ class Load:
     division: Division = Division()
     checkpointing: bool = False
     """Whether only each layer's input is kept for the backward pass."""
-    offloaded: bool = False
-    """Whether optimizer state lies in the host's memory."""
+    offload: Literal["cpu", "nvme"] | None = None
+    """Where optimizer state lies, if not on the device."""
+    second_copies: int = 1
+    """Workers that hold a second copy of the weights among them; with 1 there is none."""
     gathered: int = GATHERED_NUMBERS
     bucket: int = BUCKET_NUMBERS
     sharing: int = 1
@@ -208,7 +212,8 @@ class Load:
             engine=engine,
             division=Division.of(engine, resources.workers),
             checkpointing=spec.training.activation_checkpointing,
-            offloaded=given.offload_optimizer is not None and not on_cpu,
+            offload=given.offload_optimizer.device if given.offload_optimizer else None,
+            second_copies=given.zero_hpz_partition_size or 1,
             gathered=given.stage3_max_live_parameters or GATHERED_NUMBERS,
             bucket=given.reduce_bucket_size or BUCKET_NUMBERS,
             sharing=resources.sequence_parallel,
@@ -260,15 +265,45 @@ class Load:
         if self.engine != "zero3":
             return whole
         gathered = min(self.parameters, self.gathered) * each
-        return whole // self.division.weights + gathered + (gathered + whole if self.on_cpu else 0)
+        second = whole // self.second_copies if self.second_copies > 1 else 0
+        return whole // self.division.weights + second + gathered + (gathered + whole if self.on_cpu else 0)
 
     def _trained_bytes(self) -> int:
         return self.adapters.numbers * self._bytes_of_trained
 
     def _optimizer_bytes(self) -> int:
-        """Two moments, the masters, and a step's gradient in float32 where DeepSpeed makes one of the worker's own part."""
-        numbers = self.adapters.numbers // self.division.optimizer
-        return 0 if self.offloaded else numbers * 4 * (4 if self._masters else 2)
+        """Two moments, the masters, and a step's gradient in float32 where DeepSpeed makes one of the worker's own part.
+
+        In files, moments and masters are not counted. Offloaded state brings buffers of its own, of the worker's part and of the
+        largest tensor.
+        """
+        if self.offloaded:
+            return 0
+        if not self.offload:
+            return 4 * self._own_numbers * (4 if self._masters else 2)
+        largest = self.shape.vocabulary * self.shape.hidden if self.adapters.full else 0
+        kept = 1 + OFFLOAD_BUFFERS[self.engine] + (0 if self.on_nvme else 3)
+        return 4 * (kept * self._own_numbers + 2 * largest)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether optimizer state lies off the device. On a processor the host's memory is the device's."""
+        return self.offload is not None and not self.on_cpu
+
+    @property
+    def on_nvme(self) -> bool:
+        """Whether optimizer state lies in files of the node."""
+        return self.offload == "nvme"
+
+    @property
+    def _own_numbers(self) -> int:
+        """Trained numbers whose optimizer state this worker has."""
+        return self.adapters.numbers // self.division.optimizer
+
+    @property
+    def nvme_bytes(self) -> int:
+        """Of the node's NVMe: two moments and the masters."""
+        return 12 * self._own_numbers if self.on_nvme else 0
 
     def _gradient_bytes(self) -> int:
         """Plain torch: one buffer. ZeRO: those not reduced yet, the worker's own part, and what comes in of it from other workers."""
@@ -309,10 +344,12 @@ class Choice:
 
 
 def settled_engine(spec: TunesmithSpec) -> Choice | None:
-    """The engine of a job for which it does not depend on sizes: it is named, or one worker has nobody to divide with."""
+    """The engine of a job for which it does not depend on sizes: it or its settings are named, or one worker has nobody to divide with."""
     resources, workers = spec.resources, spec.resources.workers
     if resources.engine != AUTO:
         return Choice(resources.engine, f"{resources.engine} is what the job names: {_what(resources.engine, workers)}")
+    if resources.deepspeed and (alone := ZERO3_ALONE & resources.deepspeed.wanted):
+        return Choice("zero3", f"{min(alone)} is a setting of zero3: {_what('zero3', workers)}")
     if workers == 1 and resources.deepspeed is None and not _wants_masters(spec):
         return Choice("torch", _what("torch", workers))
     return None

@@ -30,6 +30,7 @@ from trainers.forms import ADAPTER_CONFIG, AdapterForm, Form, ModelForm
 from trainers.leaving import Leaving
 from trainers.loop import LoopParts, probe, train
 from trainers.manifest import ManifestBroken
+from trainers.mapped import state_directory
 from trainers.model import TrainingModel
 from trainers.model_files import measure
 from trainers.publish import Published, final_metrics, publish
@@ -56,6 +57,8 @@ class Place:
     cache: Path
     """Directory on the node for copies of base models and datasets."""
     leaving: Leaving = field(default_factory=Leaving)
+    nvme: Path | None = None
+    """Directory on the node for optimizer state that is to lie on NVMe, where the operator named one."""
 
 
 def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -> None:
@@ -66,6 +69,7 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     # Libraries import DeepSpeed where they find it, and it guesses by what is installed unless it is told.
     os.environ["DS_ACCELERATOR"] = "cuda" if place.device.type == "cuda" else "cpu"
     disable_progress_bar()
+    state_dir = _state_dir(spec, place)
     reporter.stage = "loading the base model"
     base_dir = patiently(lambda: fetch_base(spec.base_model, storage, place.cache))
     layout = Layout(place.rank, place.world_size, spec.tunesmith.resources.sequence_parallel)
@@ -76,7 +80,7 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
     validation = _dataset(storage, spec.validation, place.cache) if spec.validation else None
     found, kept = _resume(spec, storage, reporter, place, model, form)
     trainable = sum(parameter.numel() for parameter in model.trainable_parameters())  # ZeRO-3 leaves empty ones
-    engine, holder = _engine(spec, model, place)
+    engine, holder = _engine(spec, model, place, state_dir)
     _give_back()  # ZeRO 3 has divided what was loaded whole
     state = TrainingState(holder)
     if found is not None:
@@ -97,7 +101,7 @@ def execute(spec: RunSpec, storage: Storage, reporter: Reporter, place: Place) -
             return
         watch.mark("gathering what was trained")
         snapshot = state.outcome()
-        expected = expectation(model, engine.score, training, initial)
+        expected = expectation(model, engine.score, training, initial, rounded=_rounds_weights(spec))
     engine.close()
     del parts, model, state, holder, engine
     _give_back()  # `verify` loads the model once more
@@ -138,7 +142,18 @@ def _form(spec: RunSpec, model: TrainingModel, base_dir: Path, storage: Storage)
     return AdapterForm(_adapter_config(model, _base_name(spec, storage)))
 
 
-def _engine(spec: RunSpec, model: TrainingModel, place: Place) -> tuple[Engine, Holder]:
+def _state_dir(spec: RunSpec, place: Place) -> Path | None:
+    """Where the job's optimizer state lies in files; None where it lies in memory."""
+    settings = spec.tunesmith.resources.deepspeed
+    return state_directory(place.nvme) if settings is not None and settings.on_nvme else None
+
+
+def _rounds_weights(spec: RunSpec) -> bool:
+    settings = spec.tunesmith.resources.deepspeed
+    return settings is not None and settings.rounds_weights
+
+
+def _engine(spec: RunSpec, model: TrainingModel, place: Place, state_dir: Path | None) -> tuple[Engine, Holder]:
     """The engine that was resolved, and where it holds what is trained."""
     training, keeps = spec.tunesmith.training, place.rank == 0
     if spec.resolved.engine == "torch":
@@ -164,6 +179,7 @@ def _engine(spec: RunSpec, model: TrainingModel, place: Place) -> tuple[Engine, 
         device=place.device,
         rank=place.rank,
         world_size=place.world_size,
+        state_dir=state_dir,
     )
     return engine, ZeroHolder(engine, model, keeps=keeps)
 

@@ -123,10 +123,25 @@ class OffloadSpec(Frozen):
     pin_memory: bool = Field(default=False, description="Page-locked memory: faster copies, which cannot be swapped out.")
 
 
+class StateOffloadSpec(Frozen):
+    """Where optimizer state lies while it is not computed with; it is then computed with on the host's processor."""
+
+    device: Literal["cpu", "nvme"] = Field(
+        description="cpu: the host's memory. nvme: files in the directory that the operator names on each node (TUNESMITH_NVME_DIR)."
+    )
+    pin_memory: bool = Field(default=False, description="cpu: page-locked memory, for faster copies; it cannot be swapped out.")
+
+    @model_validator(mode="after")
+    def _files_are_not_locked(self) -> StateOffloadSpec:
+        if self.device == "nvme" and self.pin_memory:
+            raise ValueError("has pin_memory beside the device nvme: pages of a file that were locked would be memory")
+        return self
+
+
 class ZeroSpec(Frozen):
     """Settings of DeepSpeed's `zero_optimization`, under its own names; what is not given is DeepSpeed's default."""
 
-    offload_optimizer: OffloadSpec | None = Field(default=None, description="Optimizer state off the device.")
+    offload_optimizer: StateOffloadSpec | None = Field(default=None, description="Optimizer state off the device.")
     offload_param: OffloadSpec | None = Field(default=None, description="zero3: weights off the device.")
     overlap_comm: bool | None = Field(default=None, description="Reduce gradients while the backward pass goes on.")
     reduce_bucket_size: Bucket | None = Field(default=None, description="Numbers that are reduced at a time.")
@@ -147,8 +162,19 @@ class ZeroSpec(Frozen):
         default=None, description="ZeRO++ (zero3, GPUs): gradients travel as int4 between nodes. Changes the losses."
     )
     zero_hpz_partition_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None, description="ZeRO++ (zero3, GPUs): workers that hold a second copy of the weights, usually those of a node."
+        default=None,
+        description="ZeRO++ (zero3): workers that hold a second copy of the weights among them, usually those of a node, so that the "
+        "backward pass gathers from them alone. Divides `workers`.",
     )
+    zero_quantized_nontrainable_weights: bool | None = Field(
+        default=None, description="MixZ++ (zero3, GPUs, lora): the frozen weights are kept as int8, and travel so. Changes the losses."
+    )
+
+    @model_validator(mode="after")
+    def _quantized_weights_stay_on_the_device(self) -> ZeroSpec:
+        if self.zero_quantized_nontrainable_weights and self.offload_param:
+            raise ValueError("has zero_quantized_nontrainable_weights beside offload_param: quantized weights stay on the device")
+        return self
 
 
 class DeepSpeedSpec(Frozen):
@@ -160,9 +186,26 @@ class DeepSpeedSpec(Frozen):
         """The settings of `zero_optimization` that were given, as DeepSpeed takes them."""
         return self.zero_optimization.model_dump(exclude_none=True)
 
+    @property
+    def wanted(self) -> set[str]:
+        """Names of the settings that were given and are not off."""
+        return {name for name, value in self.given().items() if value is not False}
 
-ZERO3_ALONE = {"offload_param", "sub_group_size", "zero_quantized_weights", "zero_quantized_gradients", "zero_hpz_partition_size"}
-ZERO_PLUS_PLUS = {"zero_quantized_weights", "zero_quantized_gradients", "zero_hpz_partition_size"}
+    @property
+    def on_nvme(self) -> bool:
+        """Whether optimizer state lies in files of the nodes."""
+        offload = self.zero_optimization.offload_optimizer
+        return offload is not None and offload.device == "nvme"
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether a pass computes with weights that were rounded to int8 on their way."""
+        return bool(self.zero_optimization.zero_quantized_weights or self.zero_optimization.zero_quantized_nontrainable_weights)
+
+
+QUANTIZED = {"zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"}
+"""By kernels that only GPUs have."""
+ZERO3_ALONE = {"offload_param", "sub_group_size", "zero_hpz_partition_size"} | QUANTIZED
 
 
 class ResourceSpec(Frozen):
@@ -221,16 +264,25 @@ class ResourceSpec(Frozen):
 
     @model_validator(mode="after")
     def _settings_fit_the_engine(self) -> ResourceSpec:
-        given = set(self.deepspeed.given()) if self.deepspeed else set[str]()
+        given = self.deepspeed.wanted if self.deepspeed else set[str]()
         if self.engine == "torch" and self.deepspeed:
             words = "has settings of DeepSpeed beside the engine torch, which takes none"
         elif self.engine in ("zero1", "zero2") and given & ZERO3_ALONE:
             words = f"has {min(given & ZERO3_ALONE)} beside the engine {self.engine}; it is a setting of zero3"
-        elif not self.gpus_per_worker and given & ZERO_PLUS_PLUS:
-            words = f"has {min(given & ZERO_PLUS_PLUS)}, which needs GPUs"
+        elif not self.gpus_per_worker and given & QUANTIZED:
+            words = f"has {min(given & QUANTIZED)}, which needs GPUs"
         else:
             return self
         raise ValueError(words)
+
+    @model_validator(mode="after")
+    def _second_copies_divide_the_workers(self) -> ResourceSpec:
+        size = (self.deepspeed and self.deepspeed.zero_optimization.zero_hpz_partition_size) or 1
+        if size > 1 and self.min_workers is not None:
+            raise ValueError("has zero_hpz_partition_size beside min_workers, and must divide whatever number of workers there is")
+        if self.workers % size:
+            raise ValueError(f"has zero_hpz_partition_size {size}, which does not divide its {self.workers} workers")
+        return self
 
 
 Column = Annotated[str, Field(min_length=1, max_length=256)]
@@ -303,6 +355,13 @@ class TunesmithSpec(Frozen):
     resources: ResourceSpec = ResourceSpec()
     priority: int = Field(default=0, ge=-100, le=100, description="Higher is claimed first; among equal ones the projects take turns.")
     limits: LimitSpec = LimitSpec()
+
+    @model_validator(mode="after")
+    def _what_is_trained_is_not_frozen(self) -> TunesmithSpec:
+        settings = self.resources.deepspeed
+        if self.adapter.type == "full" and settings and settings.zero_optimization.zero_quantized_nontrainable_weights:
+            raise ValueError("has zero_quantized_nontrainable_weights beside an adapter of type full, which leaves no weight untrained")
+        return self
 
 
 class WandbSpec(Frozen):

@@ -140,7 +140,7 @@ def train_rank(config: dict[str, Any]) -> None:
     storage = open_storage(spec.storage_url)
     leaving = Leaving(node_drained)
     leaving.listen()
-    place = Place(context.get_world_rank(), context.get_world_size(), get_device(), node_cache(), leaving)
+    place = Place(context.get_world_rank(), context.get_world_size(), get_device(), node_cache(), leaving, node_nvme())
     token = storage.get(f"{spec.run_prefix}/token").decode() if place.rank == 0 else ""
     with ExitStack() as stack:
         stack.enter_context(captured(storage, spec, rank_writer(place.rank), [token]))
@@ -181,6 +181,12 @@ def node_cache() -> Path:
     if path.stat().st_uid != os.getuid():
         raise TrainingFailed("cache_not_ours", f"{path} belongs to another user; set TUNESMITH_CACHE_DIR on the nodes", "config")
     return path
+
+
+def node_nvme() -> Path | None:
+    """Directory on this node for optimizer state that is to lie on NVMe; None where the operator named none."""
+    named = os.environ.get("TUNESMITH_NVME_DIR")
+    return Path(named) if named else None
 
 
 def _gateway(spec: RunSpec, token: str, stack: ExitStack) -> Reporter:

@@ -21,15 +21,32 @@ warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", F
 
 from service import objects  # noqa: E402  (after the warnings are errors)
 from tests.small_run import Recorder  # noqa: E402
-from trainers import plan  # noqa: E402
+from trainers import deepspeed_engine, mapped, plan  # noqa: E402
 from trainers.deepspeed_engine import DeepSpeedEngine, owned_parts  # noqa: E402
 from trainers.failure import Stopped, TrainingFailed  # noqa: E402
 from trainers.model import TrainingModel  # noqa: E402
 from trainers.run import Place, execute  # noqa: E402
 from trainers.spec import AdapterSpec, RunSpec  # noqa: E402
 from trainers.storage import open_storage  # noqa: E402
+from trainers.worker import node_nvme  # noqa: E402
 
 CPU = torch.device("cpu")
+
+
+def without_gpu() -> list[str]:
+    """What needs a GPU's kernels goes its way here too, on a model as small as this. Gives what is said where there are none."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    deepspeed_engine._import_quietly()
+    from tests import cpu_quantizer
+
+    said: list[str] = []
+    try:
+        deepspeed_engine._require_kernels()
+    except TrainingFailed as failed:
+        said = [failed.code, failed.cause, failed.message]
+    cpu_quantizer.install()
+    deepspeed_engine.QUANTIZED_FROM = 1000
+    return said
 
 
 def run(spec: RunSpec, place: Place, stop_at: dict[int, int], resumes: bool) -> dict[str, Any]:
@@ -47,12 +64,14 @@ def run(spec: RunSpec, place: Place, stop_at: dict[int, int], resumes: bool) -> 
         ended = failure.code
     if place.world_size > 1:
         dist.barrier()
+    mapped_files = Path("/proc/self/maps").read_text().count(f"{place.nvme}/")
     started = told.of("started")[0]
     return {
         "ended": ended,
         "engine": started.engine,
         "trainable": started.trainable_parameters,
         "resumed": started.resumed_step,
+        "mapped files": mapped_files,
         "losses": [step.train_loss for step in told.of("step")],
         "tokens": [step.tokens for step in told.of("step")],
         "norms": [step.grad_norm for step in told.of("step")],
@@ -79,9 +98,10 @@ def main(plan_file: Path, answer: Path, cache: Path, model_dir: Path, world_size
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo")
-    place = Place(dist.get_rank() if world_size > 1 else 0, world_size, CPU, cache)
+    place = Place(dist.get_rank() if world_size > 1 else 0, world_size, CPU, cache, nvme=node_nvme())
+    mapped.PIECE = 1 << 12  # several to a part
+    told: dict[str, Any] = {"without kernels": without_gpu()}
     runs = json.loads(plan_file.read_text())
-    told: dict[str, Any] = {}
     for spec, stop_at, resumes in runs:
         parsed = RunSpec.model_validate_json(json.dumps(spec))
         told[f"{parsed.job_id}-{parsed.epoch}"] = run(parsed, place, {int(at): what for at, what in stop_at.items()}, resumes)

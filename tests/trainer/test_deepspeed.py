@@ -21,18 +21,34 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from protos.tunesmith.v1 import runs_pb2 as pb
-from tests.small_run import SmallRun, small_run
+from tests.on_disk import directory_on_disk
+from tests.small_run import Recorder, SmallRun, small_run
 from trainers import manifest
 from trainers.adapters import lora_config
+from trainers.failure import TrainingFailed
 from trainers.spec import AdapterSpec, DeepSpeedSpec, EngineName, ResourceSpec, RunSpec
 
 TOLERANCE = 1e-5
 ADAPTERS = {"lora": AdapterSpec(r=4, alpha=8), "full": AdapterSpec(type="full")}
 ZERO: tuple[EngineName, ...] = ("zero1", "zero2", "zero3")
-OFFLOADED = DeepSpeedSpec.model_validate({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
+
+
+def zero(settings: dict[str, Any]) -> DeepSpeedSpec:
+    return DeepSpeedSpec.model_validate({"zero_optimization": settings})
+
+
+SUB_GROUPS: dict[str, dict[str, int]] = {"zero2": {}, "zero3": {"sub_group_size": 10_000}}
+OFFLOADED, ON_NVME = (
+    {engine: zero({"offload_optimizer": {"device": device}} | settings) for engine, settings in SUB_GROUPS.items()}
+    for device in ("cpu", "nvme")
+)
+PLUS_PLUS = {  # no weight stays whole, so that all go the way that is tried
+    "second-copies": lambda workers: zero({"zero_hpz_partition_size": workers, "stage3_param_persistence_threshold": 0}),
+    "quantized": lambda _: zero({"zero_quantized_nontrainable_weights": True, "stage3_param_persistence_threshold": 0}),
+}
 THRIFTY: tuple[tuple[str, EngineName], ...] = (("lora", "torch"), ("lora", "zero3"), ("full", "zero3"))
 STEPS, STOPPED_AT = 4, 2
-Told = dict[str, dict[str, Any]]
+Told = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +59,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 @pytest.fixture(scope="module")
 def told(small: SmallRun) -> dict[int, Told]:
     """What all runs told, by the number of workers; both groups of processes work at the same time."""
-    groups = {workers: start(small, workers, plan(small, workers)) for workers in (1, 2)}
-    try:
-        return {workers: finish(small, workers, ranks) for workers, ranks in groups.items()}
-    finally:
-        for rank in (rank for ranks in groups.values() for rank in ranks):
-            rank.kill()
-            rank.wait()
+    with directory_on_disk() as nvme:
+        groups = {workers: start(small, workers, plan(small, workers), nvme) for workers in (1, 2)}
+        try:
+            found = {workers: finish(small, workers, ranks) for workers, ranks in groups.items()}
+        finally:
+            for rank in (rank for ranks in groups.values() for rank in ranks):
+                rank.kill()
+                rank.wait()
+        assert list(nvme.iterdir()) == [], "files of optimizer state have no names"
+        return found
 
 
 def spec(small: SmallRun, job: str, adapter: str, engine: EngineName, workers: int, epoch: int = 1, **changes: Any) -> RunSpec:
-    resources = ResourceSpec(workers=workers, deepspeed=changes.pop("deepspeed", None))
+    resources = ResourceSpec(workers=workers, gpus_per_worker=int(job == "quantized"), deepspeed=changes.pop("deepspeed", None))
     made = small.spec(epoch, f"ftjob-{job}-{workers}", resolved={"engine": engine} | changes.pop("resolved", {}), **changes)
     sections = {"adapter": ADAPTERS[adapter], "resources": resources}
     return made.model_copy(update={"tunesmith": made.tunesmith.model_copy(update=sections)})
@@ -71,23 +90,30 @@ def plan(small: SmallRun, workers: int) -> list[Any]:
             runs.append((spec(small, cut, adapter, engine, workers, epoch=2), {}, True))
     for engine in ZERO[1:]:
         runs.append((spec(small, f"nan-{engine}", "full", engine, workers, resolved={"learning_rate": 1e30}), {}, False))
-        runs.append((spec(small, f"offload-{engine}", "full", engine, workers, deepspeed=OFFLOADED), {}, False))
+        runs.append((spec(small, f"offload-{engine}", "full", engine, workers, deepspeed=OFFLOADED[engine]), {}, False))
+        runs.append((spec(small, f"nvme-{engine}", "full", engine, workers, deepspeed=ON_NVME[engine]), {}, False))
     for adapter, engine in THRIFTY:
         checkpointing = {"activation_checkpointing": True}
         runs.append((spec(small, f"thrifty-{adapter}-{engine}", adapter, engine, workers, training=checkpointing), {}, False))
+    cut, stop = "cut-nvme-zero3", {STOPPED_AT: pb.DIRECTIVE_CHECKPOINT_AND_STOP}
+    runs.append((spec(small, cut, "full", "zero3", workers, deepspeed=ON_NVME["zero3"]), stop, False))
+    runs.append((spec(small, cut, "full", "zero3", workers, epoch=2, deepspeed=ON_NVME["zero3"]), {}, True))
+    for kind in ("second-copies", "quantized"):
+        runs.append((spec(small, kind, "lora", "zero3", workers, deepspeed=PLUS_PLUS[kind](workers)), {}, False))
     # Changes its engine in the middle: what zero3 left is gone on from by zero1.
     runs.append((spec(small, "moved", "full", "zero3", workers), {STOPPED_AT: pb.DIRECTIVE_CHECKPOINT_AND_STOP}, False))
     runs.append((spec(small, "moved", "full", "zero1", workers, epoch=2), {}, True))
     return [[made.model_dump(mode="json"), stop_at, resumes] for made, stop_at, resumes in runs]
 
 
-def start(small: SmallRun, workers: int, runs: list[Any]) -> list[subprocess.Popen[bytes]]:
+def start(small: SmallRun, workers: int, runs: list[Any], nvme: Path | None = None) -> list[subprocess.Popen[bytes]]:
     plan_file, answer = small.directory / f"plan-{workers}.json", small.directory / f"answer-{workers}.json"
     plan_file.write_text(json.dumps(runs))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers), "OMP_NUM_THREADS": "1"}
+    env |= {"TUNESMITH_NVME_DIR": str(nvme)} if nvme else {}
     command = [sys.executable, "-m", "tests.trainer.engine_rank", plan_file, answer, small.directory / "cache", small.directory / "tiny"]
     return [started([*command, str(workers)], env | {"RANK": str(rank)}, output(small, workers, rank)) for rank in range(workers)]
 
@@ -209,6 +235,53 @@ def test_a_gradient_that_is_no_number_updates_nothing(small: SmallRun, told: dic
 def test_optimizer_state_in_the_hosts_memory_changes_nothing(told: dict[int, Told], engine: str, workers: int) -> None:
     found, plain = (told[workers][f"ftjob-{job}-{workers}-1"] for job in (f"offload-{engine}", f"whole-full-{engine}"))
     assert found["losses"] == pytest.approx(plain["losses"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("engine", ZERO[1:])
+def test_optimizer_state_on_nvme_changes_nothing(small: SmallRun, told: dict[int, Told], engine: str, workers: int) -> None:
+    found, plain = (told[workers][f"ftjob-{job}-{workers}-1"] for job in (f"nvme-{engine}", "whole-full-torch"))
+    assert found["losses"] == pytest.approx(plain["losses"], rel=TOLERANCE)
+    assert found["norms"] == pytest.approx(plain["norms"], rel=100 * TOLERANCE)
+    in_memory, in_files = (published(small, f"{where}-{engine}-{workers}") for where in ("offload", "nvme"))
+    assert in_files == in_memory
+    assert found["mapped files"] == 0, "the disk is free again before the process ends"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_second_copies_of_the_weights_change_nothing(told: dict[int, Told], workers: int) -> None:
+    found, plain = (told[workers][f"ftjob-{job}-{workers}-1"] for job in ("second-copies", "whole-lora-torch"))
+    assert found["ended"] == "finished"
+    assert found["losses"] == pytest.approx(plain["losses"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_frozen_weights_kept_as_int8_round_the_curve_and_no_more(told: dict[int, Told], workers: int) -> None:
+    found, plain = (told[workers][f"ftjob-{job}-{workers}-1"] for job in ("quantized", "whole-lora-torch"))
+    assert found["ended"] == "finished", "and what it published was proven"
+    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-3)
+    assert found["losses"] != pytest.approx(plain["losses"], rel=TOLERANCE), "they were rounded"
+
+
+def test_a_node_without_kernels_for_quantization_is_told(told: dict[int, Told]) -> None:
+    code, cause, message = told[1]["without kernels"]
+    assert (code, cause) == ("kernels_missing", "config")
+    assert "quantization can't be built here" in message
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_with_state_on_nvme_goes_on_to_the_same_bytes(small: SmallRun, told: dict[int, Told], workers: int) -> None:
+    first, second = (told[workers][f"ftjob-cut-nvme-zero3-{workers}-{epoch}"] for epoch in (1, 2))
+    assert (first["ended"], second["ended"], second["resumed"]) == ("stopped", "finished", STOPPED_AT)
+    assert first["losses"] + second["losses"] == told[workers][f"ftjob-nvme-zero3-{workers}-1"]["losses"]
+    assert published(small, f"cut-nvme-zero3-{workers}", 2) == published(small, f"nvme-zero3-{workers}")
+
+
+def test_a_node_without_a_directory_for_it_is_told_before_anything_is_loaded(small: SmallRun) -> None:
+    told = Recorder()
+    with pytest.raises(TrainingFailed, match="TUNESMITH_NVME_DIR is not set") as failure:
+        small.execute(spec(small, "nowhere", "full", "zero2", 1, deepspeed=ON_NVME["zero2"]), told)
+    assert (failure.value.code, failure.value.cause, told.reports) == ("nvme_unusable", "config", [])
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from service.embedded import EPHEMERAL, CannotStart, Lock, Ports, StackState, bindable, free_port, listen, preflight
 from service.processes import MARKER, RUN_MARKER, StackProcesses, end
-from service.ray_command import NotOurs, private_directory, ray_dir
+from service.ray_command import NotOurs, head_command, private_directory, ray_dir
 from service.ray_head import known_head, stop_head
 from service.settings import Settings
 
@@ -107,6 +108,20 @@ def test_the_lock_names_its_holder_and_is_gone_with_it(tmp_path: Path, start: Ca
     with Lock.held(tmp_path):
         assert Lock.holder(tmp_path) == os.getpid()
     assert Lock.holder(tmp_path) is None
+
+
+# The head's environment
+
+
+def test_the_local_head_knows_where_optimizer_state_may_lie_and_none_of_our_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_NVME_DIR", "/mnt/nvme")
+    monkeypatch.setenv("TUNESMITH_DATABASE_URL", "postgresql://name:secret@db/t")
+    environment = head_command(tmp_path, tmp_path / "token").environment
+    shutil.rmtree(ray_dir(tmp_path))
+    assert environment["TUNESMITH_NVME_DIR"] == "/mnt/nvme"
+    assert "TUNESMITH_DATABASE_URL" not in environment
 
 
 # Ports and state

@@ -15,7 +15,7 @@ from service.settings import Settings
 from tests.sizes import LLAMA_8B, SMOLLM2
 from trainers.model_files import Sizes
 from trainers.plan import RUN_BYTES, USABLE_SHARE
-from trainers.spec import DatasetRef, Hyperparameters, ResourceSpec, TunesmithSpec
+from trainers.spec import DatasetRef, DeepSpeedSpec, Hyperparameters, ResourceSpec, TunesmithSpec
 
 GIB = 2**30
 DATA = DatasetRef(prefix="d", sha256="d", rows=1000, tokens=500_000, trained_tokens=250_000, longest=1024)
@@ -96,6 +96,13 @@ def test_costs_are_of_what_is_taken() -> None:
     assert found.cost.based_on == "2 GPUs at 3 and 8 cores at 0.1 EUR an hour each"
     assert made(GPU, cluster("H100"), Settings(price_per_cpu_hour=0.1)).cost is None, "the larger part has no price"
     assert made(GPU, cluster("H100")).cost is None
+
+
+def test_what_state_on_nvme_takes_there_is_told() -> None:
+    on_nvme = DeepSpeedSpec.model_validate({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}})
+    found = made(ResourceSpec(workers=2, gpus_per_worker=1, engine="zero2", deepspeed=on_nvme), cluster("H100", gpus=2))
+    assert found.plan is not None
+    assert any("optimizer state lies on NVMe: 0.1 GiB of each worker's node" in reason for reason in found.plan.reasons), found.plan.reasons
 
 
 def test_a_micro_batch_that_splits_a_step_says_so() -> None:

@@ -29,7 +29,7 @@ from trainers.plan import (
     unshareable,
     worker_memory,
 )
-from trainers.spec import AdapterSpec, DeepSpeedSpec, EngineName, OffloadSpec, ResourceSpec, TrainingSpec, TunesmithSpec, ZeroSpec
+from trainers.spec import AdapterSpec, DeepSpeedSpec, EngineName, ResourceSpec, StateOffloadSpec, TrainingSpec, TunesmithSpec, ZeroSpec
 
 GIB = 2**30
 MEASURED = [
@@ -140,8 +140,39 @@ def test_less_is_kept_when_it_is_asked_for() -> None:
     thrifty = TunesmithSpec(training=TrainingSpec(activation_checkpointing=True))
     needs = [Load.of(LLAMA_8B, spec, "torch", on_cpu=False).memory(4, 4096).activations for spec in (TunesmithSpec(), thrifty)]
     assert needs[1] < needs[0] / 5
-    offload = DeepSpeedSpec(zero_optimization=ZeroSpec(offload_optimizer=OffloadSpec(device="cpu")))
+    offload = DeepSpeedSpec(zero_optimization=ZeroSpec(offload_optimizer=StateOffloadSpec(device="cpu")))
     assert Load.of(LLAMA_8B, asked(2, kind="full", deepspeed=offload), "zero2", on_cpu=False).memory(1, 16).optimizer == 0
+
+
+def test_state_on_nvme_counts_there_and_not_in_memory() -> None:
+    on_nvme, in_memory = (
+        DeepSpeedSpec.model_validate({"zero_optimization": {"offload_optimizer": {"device": device}}}) for device in ("nvme", "cpu")
+    )
+    gpu = Load.of(LLAMA_8B, asked(2, kind="full", deepspeed=on_nvme), "zero2", on_cpu=False)
+    assert (gpu.memory(1, 16).optimizer, gpu.nvme_bytes) == (0, 12 * LLAMA_8B.parameters // 2)
+    engines: tuple[EngineName, ...] = ("zero1", "zero2", "zero3")
+    for engine in engines:
+        kept, memory = (Load.of(SMOLLM2, asked(2, 0, "full", deepspeed=where), engine, on_cpu=True) for where in (on_nvme, in_memory))
+        saved = memory.memory(1, 16).optimizer - kept.memory(1, 16).optimizer
+        assert (saved, kept.nvme_bytes, memory.nvme_bytes) == (kept.nvme_bytes, 12 * (SMOLLM2.parameters // 2), 0), engine
+
+
+def test_second_copies_of_the_weights_are_counted() -> None:
+    second = DeepSpeedSpec.model_validate({"zero_optimization": {"zero_hpz_partition_size": 2}})
+    with_it, without = (Load.of(LLAMA_8B, asked(8, deepspeed=given), "zero3", on_cpu=False).memory(1, 16) for given in (second, None))
+    assert with_it.weights - without.weights == LLAMA_8B.parameters * 2 // 2
+
+
+@pytest.mark.parametrize("setting", [{"offload_param": {"device": "cpu"}}, {"zero_hpz_partition_size": 2}])
+def test_settings_of_zero3_choose_it(setting: dict[str, Any]) -> None:
+    spec = asked(2, 0, deepspeed=DeepSpeedSpec.model_validate({"zero_optimization": setting}))
+    choice = choose_engine(SMOLLM2, spec, longest=16, memory_bytes=None)
+    assert (choice.engine, choice.why.partition(":")[0]) == ("zero3", f"{next(iter(setting))} is a setting of zero3")
+
+
+def test_a_setting_that_is_off_asks_for_nothing() -> None:
+    off = DeepSpeedSpec.model_validate({"zero_optimization": {"zero_quantized_weights": False}})
+    assert choose_engine(SMOLLM2, asked(2, 0, deepspeed=off), longest=16, memory_bytes=None).engine == "zero2"
 
 
 def test_what_zero_divides_is_less_with_more_workers_and_what_it_sends_is_not() -> None:

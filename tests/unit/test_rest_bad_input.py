@@ -82,10 +82,12 @@ def test_bodies_that_are_not_plain_json(server: Served, body: bytes) -> None:
 ZERO = "tunesmith.resources.deepspeed.zero_optimization"
 
 
-def deepspeed(settings: dict[str, Any], engine: str = "auto") -> dict[str, Any]:
-    return {"tunesmith": {"resources": {"engine": engine, "deepspeed": {"zero_optimization": settings}}}}
+def deepspeed(settings: dict[str, Any], engine: str = "auto", **resources: int) -> dict[str, Any]:
+    return {"tunesmith": {"resources": {"engine": engine, "deepspeed": {"zero_optimization": settings}} | resources}}
 
 
+INT8 = {"zero_quantized_nontrainable_weights": True}
+WHOLE_AS_INT8 = {"tunesmith": {**deepspeed(INT8, gpus_per_worker=1)["tunesmith"], "adapter": {"type": "full"}}}
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"model": None}, "model", "a string of 1 to 256 characters"),
     ({"training_file": 3}, "training_file", "a string"),
@@ -134,12 +136,21 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tunesmith": {"adapter": {"dropout": True}}}, "tunesmith.adapter.dropout", "a number"),
     ({"tunesmith": {"adapter": {"type": "lorra"}}}, "tunesmith.adapter.type", '"lora"'),
     ({"tunesmith": {"adapter": {"type": "full", "r": 8}}}, "tunesmith.adapter", "has no r"),
-    (deepspeed({"offload_optimizer": {"device": "nvme"}}), f"{ZERO}.offload_optimizer.device", '"cpu"'),
+    (deepspeed({"offload_optimizer": {"device": "disk"}}), f"{ZERO}.offload_optimizer.device", '"cpu" or "nvme"'),
+    (deepspeed({"offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}), f"{ZERO}.offload_optimizer.nvme_path", "Unknown field"),
+    (deepspeed({"offload_optimizer": {"device": "nvme", "pin_memory": True}}), f"{ZERO}.offload_optimizer", "pin_memory beside"),
+    (deepspeed({"offload_param": {"device": "nvme"}}, "zero3"), f"{ZERO}.offload_param.device", '"cpu"'),
     (deepspeed({"offload_optimizer": {"device": "cpu", "nvme_path": "/x"}}), f"{ZERO}.offload_optimizer.nvme_path", "Unknown field"),
     (deepspeed({"stage": 3}), f"{ZERO}.stage", "Unknown field"),
     (deepspeed({"reduce_bucket_size": 1.5}), f"{ZERO}.reduce_bucket_size", "an integer"),
     (deepspeed({"sub_group_size": 10**6}, "zero2"), "tunesmith.resources", "a setting of zero3"),
     (deepspeed({"zero_quantized_weights": True}, "zero3"), "tunesmith.resources", "needs GPUs"),
+    (deepspeed({"zero_quantized_nontrainable_weights": True}, "zero3"), "tunesmith.resources", "needs GPUs"),
+    (deepspeed({"zero_hpz_partition_size": 2}, "zero2"), "tunesmith.resources", "a setting of zero3"),
+    (deepspeed({"zero_hpz_partition_size": 2}, "zero3"), "tunesmith.resources", "does not divide its 1 workers"),
+    (deepspeed({"zero_hpz_partition_size": 2}, "zero3", workers=4, min_workers=2), "tunesmith.resources", "beside min_workers"),
+    (deepspeed({"offload_param": {"device": "cpu"}} | INT8, "zero3"), ZERO, "beside offload_param"),
+    (WHOLE_AS_INT8, "tunesmith", "leaves no weight untrained"),
     (deepspeed({}, "torch"), "tunesmith.resources", "which takes none"),
     ({"tunesmith": {"resources": {"deepspeed": {"hostfile": "/x"}}}}, "tunesmith.resources.deepspeed.hostfile", "Unknown field"),
     ({"tunesmith": {"resources": {"deepspeed": {"launcher": "pdsh"}}}}, "tunesmith.resources.deepspeed.launcher", "Unknown field"),

@@ -87,6 +87,7 @@ class OffloadDevice(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OFFLOAD_DEVICE_UNSPECIFIED: _ClassVar[OffloadDevice]
     OFFLOAD_DEVICE_CPU: _ClassVar[OffloadDevice]
+    OFFLOAD_DEVICE_NVME: _ClassVar[OffloadDevice]
 
 class DataFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -155,6 +156,7 @@ ERROR_CAUSE_INFRASTRUCTURE: ErrorCause
 ERROR_CAUSE_SERVICE: ErrorCause
 OFFLOAD_DEVICE_UNSPECIFIED: OffloadDevice
 OFFLOAD_DEVICE_CPU: OffloadDevice
+OFFLOAD_DEVICE_NVME: OffloadDevice
 DATA_FORMAT_UNSPECIFIED: DataFormat
 DATA_FORMAT_JSONL: DataFormat
 DATA_FORMAT_JSON: DataFormat
@@ -263,7 +265,7 @@ class OffloadSpec(_message.Message):
     def __init__(self, device: _Optional[_Union[OffloadDevice, str]] = ..., pin_memory: _Optional[bool] = ...) -> None: ...
 
 class ZeroSpec(_message.Message):
-    __slots__ = ("offload_optimizer", "offload_param", "overlap_comm", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance", "zero_quantized_weights", "zero_quantized_gradients", "zero_hpz_partition_size")
+    __slots__ = ("offload_optimizer", "offload_param", "overlap_comm", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance", "zero_quantized_weights", "zero_quantized_gradients", "zero_hpz_partition_size", "zero_quantized_nontrainable_weights")
     OFFLOAD_OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     OFFLOAD_PARAM_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_COMM_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +279,7 @@ class ZeroSpec(_message.Message):
     ZERO_QUANTIZED_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     ZERO_QUANTIZED_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     ZERO_HPZ_PARTITION_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ZERO_QUANTIZED_NONTRAINABLE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     offload_optimizer: OffloadSpec
     offload_param: OffloadSpec
     overlap_comm: bool
@@ -290,7 +293,8 @@ class ZeroSpec(_message.Message):
     zero_quantized_weights: bool
     zero_quantized_gradients: bool
     zero_hpz_partition_size: int
-    def __init__(self, offload_optimizer: _Optional[_Union[OffloadSpec, _Mapping]] = ..., offload_param: _Optional[_Union[OffloadSpec, _Mapping]] = ..., overlap_comm: _Optional[bool] = ..., reduce_bucket_size: _Optional[int] = ..., allgather_bucket_size: _Optional[int] = ..., sub_group_size: _Optional[int] = ..., stage3_prefetch_bucket_size: _Optional[int] = ..., stage3_param_persistence_threshold: _Optional[int] = ..., stage3_max_live_parameters: _Optional[int] = ..., stage3_max_reuse_distance: _Optional[int] = ..., zero_quantized_weights: _Optional[bool] = ..., zero_quantized_gradients: _Optional[bool] = ..., zero_hpz_partition_size: _Optional[int] = ...) -> None: ...
+    zero_quantized_nontrainable_weights: bool
+    def __init__(self, offload_optimizer: _Optional[_Union[OffloadSpec, _Mapping]] = ..., offload_param: _Optional[_Union[OffloadSpec, _Mapping]] = ..., overlap_comm: _Optional[bool] = ..., reduce_bucket_size: _Optional[int] = ..., allgather_bucket_size: _Optional[int] = ..., sub_group_size: _Optional[int] = ..., stage3_prefetch_bucket_size: _Optional[int] = ..., stage3_param_persistence_threshold: _Optional[int] = ..., stage3_max_live_parameters: _Optional[int] = ..., stage3_max_reuse_distance: _Optional[int] = ..., zero_quantized_weights: _Optional[bool] = ..., zero_quantized_gradients: _Optional[bool] = ..., zero_hpz_partition_size: _Optional[int] = ..., zero_quantized_nontrainable_weights: _Optional[bool] = ...) -> None: ...
 
 class DeepSpeedSpec(_message.Message):
     __slots__ = ("zero_optimization",)
