@@ -28,6 +28,19 @@ SETTINGS_HEAD = """# Settings
 Every setting is an environment variable `TUNESMITH_<NAME>`. Durations are ISO 8601 (`PT15S`) or seconds. The command's options
 `--data-dir`, `--port` and `--grpc-port` come first where they are given.
 """
+SETTINGS_OF_NODES = """
+## On the nodes
+
+Read by the workers, so they belong in the environment of the cluster's nodes. A gateway that starts its own Ray hands on its own
+`TUNESMITH_NVME_DIR` and `TUNESMITH_TLS_…`, and has copies lie in its data directory.
+
+| variable | default | meaning |
+|---|---|---|
+| `TUNESMITH_CACHE_DIR` | below the temporary directory | Copies of base models and datasets; a directory of the workers' user alone. |
+| `TUNESMITH_NVME_DIR` |  | Optimizer state of jobs that ask for NVMe ([engines.md](engines.md#optimizer-state-on-nvme)). |
+| `TUNESMITH_DRAIN_FILE` |  | A file that says that the node goes away ([faults.md](faults.md#when-a-node-goes-away)). |
+| `TUNESMITH_TLS_CA`, `TUNESMITH_TLS_CERT`, `TUNESMITH_TLS_KEY` |  | With what workers reach a gateway that speaks TLS; as at the gateway. |
+"""
 METRICS_HEAD = """# Metrics
 
 `GET /metrics` serves these in Prometheus' text format, beside the usual `process_` and `python_` series of the gateway. It needs an
@@ -42,7 +55,9 @@ coarser word.
 
 def settings_page() -> str:
     """docs/settings.md"""
-    return "\n".join([SETTINGS_HEAD, "## The gateway\n", _table(Settings), "\n## The command line\n", _table(ClientSettings), ""])
+    return "\n".join(
+        [SETTINGS_HEAD, "## The gateway\n", _table(Settings), "\n## The command line\n", _table(ClientSettings), SETTINGS_OF_NODES]
+    )
 
 
 def _table(settings: type[BaseSettings]) -> str:

@@ -58,13 +58,17 @@ def failed_job(job: Job, error: JobError, now: float) -> tuple[Job, list[Notice]
 def after_failure(job: Job, run: Run, last_saved: int, now: float) -> tuple[Job, list[Notice]]:
     """The job after its run, whose outcome is no loss of infrastructure's.
 
-    Where that found no memory for more than single rows it goes on, or rests, with half the micro-batch; it is FAILED otherwise.
+    Where that found no memory for more than single rows while it trained, it goes on, or rests, with half the micro-batch; it is
+    FAILED otherwise, for loading and proving take as much whatever the rows.
     """
-    outcome, rows = run.outcome or {}, micro_batch(job, run)
-    if outcome["code"] != OUT_OF_MEMORY or rows == 1:
-        return failed_job(job, failure(outcome), now)
     assert job.resolved is not None
-    half, reached = rows // 2, max(run.last_step, run.resumed_step or 0)
+    outcome, rows, reached = run.outcome or {}, micro_batch(job, run), max(run.last_step, run.resumed_step or 0)
+    trained = run.resumed_step is not None and reached < job.resolved.steps
+    if outcome["code"] != OUT_OF_MEMORY or rows == 1 or not trained:
+        return failed_job(job, failure(outcome), now)
+    if run.leaving in _OUT_OF_TIME:
+        return failed_job(job, limit_error(Departure(run.leaving), job, last_saved), now)
+    half = rows // 2
     where = f"after step {reached}" if reached else "before the first step was done"
     halved = f"micro-batch halved from {rows} to {half}, the global batch stays {job.resolved.batch_size}"
     told = Notice(f"Out of memory {where}: {halved}. The job will {_onward(last_saved)}.", level="warn")

@@ -44,7 +44,6 @@ from service.settings import Settings
 from service.store import Stale, Store, StoreUnavailable, Transaction
 from service.store.runs import Run
 from trainers import manifest
-from trainers.failure import HINTS, says_no_memory
 from trainers.redact import redactor
 from trainers.spec import RunSpec, is_log, model_prefix, run_prefix
 from trainers.storage import NoSuchObject, Storage, StorageError, StorageUnavailable
@@ -360,7 +359,7 @@ class Driver:
         token = await asyncio.to_thread(self._run_token, spec)
         async with self._writing() as tx:
             await self._still(tx, job)
-            rows = min(spec.share, spec.micro_batch or spec.share)
+            rows = min(spec.rows_per_replica, spec.micro_batch or spec.rows_per_replica)
             await tx.update_run(job.id, job.epoch, token_sha256=hashlib.sha256(token.encode()).hexdigest(), micro_batch=rows)
         body = spec.model_dump_json(indent=1).encode()
         await asyncio.to_thread(self._storage.put, f"{spec.run_prefix}/spec.json", body)
@@ -386,7 +385,7 @@ class Driver:
             report_address=self._report_address,
             tuned_model=planned_model_name(job),
             integrations=job.spec.integrations,
-            micro_batch=micro_batch_limit(job, runs),
+            micro_batch=micro_batch_limit(job, [run for run in runs if run.epoch < job.epoch]),
             log_bytes=self._settings.run_log_bytes,
             resume_from=await asyncio.to_thread(objects.checkpoint_prefixes, self._storage, job.id, job.epoch),
         )
@@ -403,8 +402,7 @@ class Driver:
         """Why the run must be given up, None while it may go on. `watched` counts seconds."""
         lost = {"kind": "lost", "code": "worker_lost", "cause": "infrastructure"}
         if seen is not None and seen.state in ENDED:
-            killed = {"code": OUT_OF_MEMORY, "cause": "resource", "hint": HINTS[OUT_OF_MEMORY]} if says_no_memory(seen.message) else {}
-            return lost | killed | {"message": f"the run ended without a result ({seen.message or seen.state})"}
+            return lost | {"message": f"the run ended without a result ({seen.message or seen.state})"}
         silence = min(watched, self._age(run))
         if run.reported_at is None:
             limit, stuck = self._settings.start_timeout, {}

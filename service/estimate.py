@@ -71,7 +71,7 @@ class PlanEstimate(Frozen):
 
     engine: str = Field(description="How a step runs on devices.")
     device: Literal["cpu", "gpu"] = Field(description="What it trains on.")
-    workers: int = Field(description="Data-parallel workers.")
+    workers: int = Field(description="Workers of the run.")
     cpus_per_worker: int | None = Field(description="Cores of each worker; null when the cluster can't be asked.")
     gpus_per_worker: int = Field(description="GPUs of each worker.")
     micro_batch: int | None = Field(description="Rows of one forward pass; null when the device's memory is not known.")

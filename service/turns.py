@@ -95,7 +95,7 @@ class Turns:
         self._metrics.set_oldest_wait(max((tx.time - job.waiting_since for job in queued.values()), default=0.0))
         reasons = {job_id: reason for job_id, reason in plan.reasons.items() if reason != queued[job_id].reason}
         for job_id, (until, reason) in (await tx.postponed()).items():
-            if (words := f"trying again in {_about(until - tx.time)} s: {_cause(reason)}") != reason:
+            if (words := f"trying again within {_about(until - tx.time)} s: {_cause(reason)}") != reason:
                 reasons[job_id] = words
         return _View(queued, plan, reasons, await tx.past_deadline(), reserved)
 
@@ -199,7 +199,7 @@ def _waiting(job: Queued, capacity: Capacity) -> Waiting:
 
 
 def _about(seconds: float) -> int:
-    """Rounded up to tens: each other number is written for all to read."""
+    """Rounded up to tens, for each change of the words is a write."""
     return 10 * max(1, math.ceil(seconds / 10))
 
 

@@ -92,7 +92,7 @@ class DeepSpeedEngine:
         for group in self.zero.optimizer.param_groups:
             group["lr"] = learning_rate
         self.zero.step()
-        self.rest()
+        self.give_state_back()
         return StepResult(totals, float(self.zero.get_global_grad_norm()), not self.zero.optimizer.overflow, signal)
 
     def probe(self, batches: Iterable[Batch], method: Method) -> bool:
@@ -107,7 +107,7 @@ class DeepSpeedEngine:
         """See Engine. Through DeepSpeed's own forward pass, where its hooks begin."""
         return _Scores(*self.zero(batch))
 
-    def rest(self) -> None:
+    def give_state_back(self) -> None:
         """Optimizer state that was looked at leaves memory, where it lies in files."""
         if self._files is not None:
             self._files.give_all_back()
@@ -138,7 +138,8 @@ class ZeroHolder:
 
     def __init__(self, engine: DeepSpeedEngine, model: Divisible, *, keeps: bool) -> None:
         """`keeps`: whether this rank wants the copies."""
-        self._zero, self._model, self._keeps, self._rest = engine.zero, model, keeps, engine.rest
+        self._zero, self._model, self._keeps = engine.zero, model, keeps
+        self._give_state_back = engine.give_state_back
         _set_steps(self._zero.optimizer, 0)
 
     def weights(self) -> dict[str, Tensor]:
@@ -168,7 +169,7 @@ class ZeroHolder:
             safe_set_full_fp32_param(parameter, weights[name])
             for moment in MOMENTS:
                 safe_set_full_optimizer_state(parameter, moments[moment_key(moment, index)], moment)
-            self._rest()
+            self._give_state_back()
         _set_steps(self._zero.optimizer, step)
 
     def _gathered(self, whole: Iterable[tuple[str, Callable[[], Tensor]]]) -> dict[str, Tensor]:
@@ -178,7 +179,7 @@ class ZeroHolder:
             tensor = gather()
             if self._keeps:
                 copies[name] = host_copy(tensor)
-            self._rest()
+            self._give_state_back()
         return copies
 
 

@@ -1,10 +1,11 @@
 """Optimizer state in files of the node's NVMe: float32 tensors over mapped files, and the AdamW that goes over them in pieces.
 
-A file's space is allocated before it is mapped, so a full disk is an OSError and never a signal in the middle of a step. It
-has no name, so nothing is left of it however the process ends. Pages are given back as soon as they have been used, so a
-worker's resident memory does not grow by its state; how much of the files the kernel keeps in memory beside that is its own
-choice, which it takes back when somebody needs room. Called by `deepspeed_engine`, and by `run` for the directory; knows no
-DeepSpeed, model or job. docs/decisions/0024-optimizer-state-on-nvme.md says why.
+A file's space is allocated before it is mapped, so a full disk is an OSError and never a signal in the middle of a step, on
+file systems that write in place (ext4 and xfs do, btrfs and zfs do not). It has no name, so nothing is left of it however the
+process ends. Pages are given back as soon as they have been used, so a worker's resident memory does not grow by its state;
+how much of the files the kernel keeps in memory beside that is its own choice, which it takes back when somebody needs room.
+Called by `deepspeed_engine`, and by `run` for the directory; knows no DeepSpeed, model or job.
+docs/decisions/0024-optimizer-state-on-nvme.md says why.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def state_directory(named: Path | None) -> Path:
         raise _unusable("the job keeps its optimizer state on NVMe, and TUNESMITH_NVME_DIR is not set on this node")
     try:
         named.mkdir(parents=True, exist_ok=True, mode=0o700)
+        tempfile.TemporaryFile(dir=named).close()
     except OSError as error:
-        raise _unusable(f"{named} can't be made a directory for optimizer state: {error.strerror}") from error
+        raise _unusable(f"{named} can't be used for optimizer state: {error.strerror}") from error
     if named.stat().st_uid != os.getuid():
         raise _unusable(f"{named} belongs to another user")
     if (kind := file_system(named)) in IN_MEMORY:

@@ -27,7 +27,7 @@ from trainers.data import Batch
 from trainers.decoder import PackedDecoder, Unlike, fuse_lora, in_place
 from trainers.head import token_logprobs
 from trainers.plan import transforms_logits
-from trainers.sequence import ATTENTION, Exchange, Unshareable
+from trainers.sequence import ATTENTION, Exchange, not_shared
 from trainers.spec import AdapterSpec, EngineName
 
 ADAPTER_NAME = "default"
@@ -61,7 +61,7 @@ class TrainingModel:
 
         `by_modules`: compute by the modules' own forward passes, the same on every rank also for a batch without labels.
         `fused`: LoRA products in one piece, which reads weights of modules that are not called. `exchange`: of ranks that share
-        rows, where the network's attention is the exchange's. Raises Unshareable when they do not compute what one alone does.
+        rows, where the network's attention is the exchange's. Raises TrainingFailed when they do not compute what one alone does.
         """
         self.network, self.device, self.dtype = network, device, dtype
         named = [(_stored_name(name), parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
@@ -92,8 +92,8 @@ class TrainingModel:
         float32 on a CPU; on a GPU the base is bfloat16 and the adapter float32. What ZeRO trains on a GPU is bfloat16, for
         it keeps float32 masters; plain torch keeps none, so there a whole model is float32. For zero3 it stays in the
         host's memory until the engine has divided it. Only local safetensors are read and no code of the model's is run.
-        Raises OSError or ValueError when that makes no model, and ValueError when `adapter` names no module of it;
-        Unshareable, which is one, when the ranks of the exchange can't share the rows of such a model.
+        Raises OSError or ValueError when that makes no model, ValueError when `adapter` names no module of it, and
+        TrainingFailed when the ranks of the exchange can't share the rows of such a model.
         """
         plain = engine == "torch"
         dtype = torch.float32 if device.type == "cpu" or (plain and adapter.type == "full") else torch.bfloat16
@@ -191,7 +191,7 @@ class TrainingModel:
         """What the library is called with; whether the rows are parts is told to attention by the way."""
         ids = batch.input_ids.to(self.device)
         if self._exchange is not None:
-            self._exchange.shared = batch.positions is not None
+            self._exchange.in_parts = batch.positions is not None
         if batch.positions is None:
             return {"input_ids": ids, "use_cache": False}
         return {"input_ids": ids[:, :-1], "position_ids": batch.positions.to(self.device).unsqueeze(0), "use_cache": False}
@@ -214,13 +214,13 @@ class TrainingModel:
         self.network.train(was_training)
 
     def _require_same(self, expected: Tensor, batch: Batch, exchange: Exchange) -> None:
-        """Raises Unshareable unless this rank's part of the probe scores as it does in the whole; every rank takes part."""
+        """Raises TrainingFailed, on every rank, unless each part of the probe scores as it does in the whole."""
         numbers = batch.weights.clone()
         numbers[numbers > 0] = torch.arange(1.0, len(expected) + 1)
         scores = self.score(exchange.layout.part(replace(batch, weights=numbers)))
         whole, tolerance = expected[scores.weights.long() - 1], TOLERANCE[self.dtype] * float(expected.abs().max())
-        if not torch.allclose(scores.logp, whole, rtol=0, atol=tolerance):
-            raise Unshareable("it has parts beside attention that look at several tokens at once")
+        if not exchange.agree(torch.allclose(scores.logp, whole, rtol=0, atol=tolerance)):
+            raise not_shared("something beside its attention looks at several tokens at once")
 
     def _agrees(self, expected: Tensor, batch: Batch, rows: Tensor, sources: Tensor, labels: Tensor) -> bool:
         logp, _ = self._logprobs(batch, rows, sources, labels)

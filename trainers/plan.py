@@ -40,6 +40,8 @@ LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of a model whose logits are more than a product with the head: they exist in full then."""
 FULL_ATTENTION, WINDOWED_ATTENTION = {"full_attention"}, {"sliding_attention", "chunked_attention"}
 """Kinds of layers as config.json names them."""
+LENGTHS_ROTATION = {"dynamic", "longrope", "su"}
+"""Rotary embeddings whose frequencies are chosen by the longest position that is seen."""
 GATHERED_NUMBERS, BUCKET_NUMBERS = 1_000_000_000, 500_000_000
 """Most numbers that ZeRO 3 holds whole at a time, and that a ZeRO engine reduces at a time: DeepSpeed's defaults."""
 OFFLOAD_BUFFERS: Mapping[EngineName, int] = {"zero1": 3, "zero2": 2, "zero3": 1}
@@ -420,9 +422,18 @@ def unshareable(config: Mapping[str, Any], spec: TunesmithSpec, longest: int) ->
         return f"{asked}'s {heads} attention heads can't be divided by that"
     if kinds := set(config.get("layer_types") or ()) - FULL_ATTENTION - WINDOWED_ATTENTION:
         return f"{asked} has layers of the kind {min(kinds)}, which need whole rows"
+    if rotations := _rotations(config) & LENGTHS_ROTATION:
+        return f"{asked}'s rotary embedding ({min(rotations)}) depends on the length of the whole row"
     windows = [config.get(name) for name in ("sliding_window", "attention_chunk_size") if config.get("use_sliding_window", True)]
     narrowest = min((int(window) for window in windows if window), default=longest)
     return f"{asked}'s attention sees {narrowest} tokens back, and the longest row has {longest}" if narrowest < longest else ""
+
+
+def _rotations(config: Mapping[str, Any]) -> set[str]:
+    """Kinds of rotary embeddings, under the names and in the places that config.json has had for them."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    each = [found, *(part for part in found.values() if isinstance(part, dict))]
+    return {str(kind) for part in each for name in ("rope_type", "type") if (kind := part.get(name))}
 
 
 def transforms_logits(config: Mapping[str, Any]) -> bool:

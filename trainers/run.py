@@ -35,7 +35,7 @@ from trainers.model import TrainingModel
 from trainers.model_files import measure
 from trainers.publish import Published, final_metrics, publish
 from trainers.report import Reporter, last_word
-from trainers.sequence import Exchange, Unshareable
+from trainers.sequence import Exchange
 from trainers.spec import DatasetRef, RunSpec
 from trainers.state import Holder, PlainHolder, Snapshot, TrainingState, require_moments
 from trainers.storage import Storage
@@ -122,18 +122,15 @@ def _conclude(
 
 
 def _model(spec: RunSpec, base_dir: Path, place: Place, layout: Layout) -> TrainingModel:
-    try:
-        return TrainingModel.load(
-            base_dir,
-            spec.tunesmith.adapter,
-            seed=spec.seed,
-            device=place.device,
-            engine=spec.resolved.engine,
-            activation_checkpointing=spec.tunesmith.training.activation_checkpointing,
-            exchange=Exchange(layout, place.device) if layout.sequence_parallel > 1 else None,
-        )
-    except Unshareable as error:
-        raise TrainingFailed("sequence_not_shared", f"workers can't share rows of {spec.base_model.id}: {error}", "config") from error
+    return TrainingModel.load(
+        base_dir,
+        spec.tunesmith.adapter,
+        seed=spec.seed,
+        device=place.device,
+        engine=spec.resolved.engine,
+        activation_checkpointing=spec.tunesmith.training.activation_checkpointing,
+        exchange=Exchange(layout, place.device) if layout.sequence_parallel > 1 else None,
+    )
 
 
 def _form(spec: RunSpec, model: TrainingModel, base_dir: Path, storage: Storage) -> Form:
@@ -288,7 +285,7 @@ def _micro_batch(spec: RunSpec, base_dir: Path, place: Place) -> int:
     assert memory is not None
     longest = max(spec.dataset.longest, spec.validation.longest if spec.validation else 0)
     load = plan.Load.of(measure(base_dir), spec.tunesmith, spec.resolved.engine, on_cpu=on_cpu)
-    return _least_of_all(load.micro_batch(longest=longest, rows=spec.share, memory_bytes=memory), place)
+    return _least_of_all(load.micro_batch(longest=longest, rows=spec.rows_per_replica, memory_bytes=memory), place)
 
 
 def _least_of_all(number: int, place: Place) -> int:
@@ -317,7 +314,7 @@ def _tell_started(spec: RunSpec, reporter: Reporter, place: Place, trainable: in
                 total_steps=spec.resolved.steps,
                 resumed_step=state.cursor.step,
                 trainable_parameters=trainable,
-                micro_batch=min(state.cursor.micro_batch, spec.share),
+                micro_batch=min(state.cursor.micro_batch, spec.rows_per_replica),
             )
         )
     )

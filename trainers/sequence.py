@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from trainers.data import Layout
+from trainers.failure import TrainingFailed
 
 ATTENTION = "tunesmith_sequence"
 """The name that the library knows it by. It makes no mask for a name that it does not know, and none is needed."""
@@ -24,8 +25,9 @@ UNKNOWN = ("softcap", "s_aux", "position_bias")
 """What some models ask of attention and is not computed here."""
 
 
-class Unshareable(ValueError):
-    """The model's attention is of a kind that ranks can't share here."""
+def not_shared(why: str) -> TrainingFailed:
+    """The ranks can't share rows of the base model."""
+    return TrainingFailed("sequence_not_shared", f"workers can't share rows of this base model: {why}", "config")
 
 
 class Exchange:
@@ -35,7 +37,7 @@ class Exchange:
         """Every rank of the run makes it at the same time, with a process group there."""
         self.layout, self._size = layout, layout.sequence_parallel
         self._group = _group(layout, device)
-        self.shared = False
+        self.in_parts = False
         """Whether rows are parts of longer ones just now; stays until the backward pass is over, which may compute attention again."""
         AttentionInterface.register(ATTENTION, self.attention)
 
@@ -54,22 +56,28 @@ class Exchange:
     ) -> tuple[Tensor, None]:
         """Causal attention: [rows, heads, tokens, width] of queries, keys and values give [rows, tokens, heads, width].
 
-        Raises Unshareable where the model asks for more than that.
+        Raises TrainingFailed where the model asks for more than that.
         """
-        if not self.shared:
-            whole = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **whole, **settings)
-        length = query.shape[2] * self._size
         if asked := [name for name in UNKNOWN if settings.get(name) is not None]:
-            raise Unshareable(f"its attention has {asked[0]}")
-        if sliding_window is not None and sliding_window < length:
-            raise Unshareable(f"its attention sees {sliding_window} tokens back, and rows have {length}")
+            raise not_shared(f"its attention has {asked[0]}")
+        if attention_mask is not None or settings.get("is_causal") is False:
+            raise not_shared("its attention is not simply causal")
+        if not self.in_parts:
+            return sdpa_attention_forward(module, query, key, value, None, dropout, scaling, **settings)
+        if sliding_window is not None and sliding_window <= (query.shape[2] - 1) * self._size:  # the rest may be padding
+            raise not_shared(f"its attention sees {sliding_window} tokens back, and rows are longer")
         if key.shape[1] % self._size:  # fewer keys than ranks: each query head has its own
             key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
         query, key, value = self._heads_for_tokens([query, key, value])
         grouped = query.shape[1] != key.shape[1]
         out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
         return self._tokens_for_heads(out), None
+
+    def agree(self, yes: bool) -> bool:
+        """Whether all ranks of the replica say so; each calls it."""
+        told = torch.tensor(int(yes))
+        dist.all_reduce(told, dist.ReduceOp.MIN, group=self._group)
+        return bool(told)
 
     def _heads_for_tokens(self, parts: list[Tensor]) -> list[Tensor]:
         """[rows, heads, tokens, width] each, in one collective: all tokens of this rank's heads for this rank's tokens of all heads."""

@@ -174,6 +174,8 @@ class ZeroSpec(Frozen):
     def _quantized_weights_stay_on_the_device(self) -> ZeroSpec:
         if self.zero_quantized_nontrainable_weights and self.offload_param:
             raise ValueError("has zero_quantized_nontrainable_weights beside offload_param: quantized weights stay on the device")
+        if self.zero_quantized_nontrainable_weights and self.zero_hpz_partition_size:
+            raise ValueError("has zero_quantized_nontrainable_weights beside zero_hpz_partition_size: a second copy would not be int8")
         return self
 
 
@@ -275,14 +277,17 @@ class ResourceSpec(Frozen):
             return self
         raise ValueError(words)
 
-    @model_validator(mode="after")
-    def _second_copies_divide_the_workers(self) -> ResourceSpec:
+    @property
+    def refusal(self) -> str:
+        """Why no job is accepted with these, in words; empty when one is. No validator, for jobs were stored before this was asked."""
         size = (self.deepspeed and self.deepspeed.zero_optimization.zero_hpz_partition_size) or 1
         if size > 1 and self.min_workers is not None:
-            raise ValueError("has zero_hpz_partition_size beside min_workers, and must divide whatever number of workers there is")
+            return (
+                "'tunesmith.resources' has zero_hpz_partition_size beside min_workers, and must divide whatever number of workers there is."
+            )
         if self.workers % size:
-            raise ValueError(f"has zero_hpz_partition_size {size}, which does not divide its {self.workers} workers")
-        return self
+            return f"'tunesmith.resources' has zero_hpz_partition_size {size}, which does not divide its {self.workers} workers."
+        return ""
 
 
 Column = Annotated[str, Field(min_length=1, max_length=256)]
@@ -445,7 +450,7 @@ class RunSpec(Frozen):
         return f"{self.job_id}-{self.epoch}"
 
     @property
-    def share(self) -> int:
+    def rows_per_replica(self) -> int:
         """Most rows of a step that fall to one replica."""
         return -(-self.resolved.batch_size // self.tunesmith.resources.replicas)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from service import devices
 from service.app.context import available, found, require
-from service.app.jobs import JobUses, check_files
+from service.app.jobs import JobUses, check_files, check_resources
 from service.data_report import DataReport, Param
 from service.devices import Device
 from service.errors import ErrorCode, TunesmithError, invalid
@@ -43,6 +43,10 @@ class EstimateUses(JobUses):
         require(caller, "write")
         async with available(), _base_model_whole():
             base_model = await self._base_model(spec)
+            check_resources(spec)
+            async with self.store.read() as tx:
+                project = found(await tx.project(caller.organization_id, caller.project_id), "project", caller.project_id)
+            spec = self.with_priority(project, spec)
             if counted is not None:
                 validation = counted.validation.dataset() if counted.validation else None
                 return await self._estimate(spec, base_model, (counted.training.dataset(), validation), (None, None))

@@ -42,6 +42,7 @@ class JobUses(Context):
             )
         async with available():
             base_model = await self._base_model(spec)
+            check_resources(spec)
             job = await settled(lambda: self._accepted(caller, spec, base_model, idempotency_key, retried))
         self.wake()
         return job
@@ -51,7 +52,7 @@ class JobUses(Context):
         fingerprint = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
         async with self.store.begin() as tx:
             project = await self.locked_project(tx, caller)
-            job = _new_job(caller, spec, base_model)
+            job = _new_job(caller, self.with_priority(project, spec), base_model)
             known = await _known_submission(tx, job, key, fingerprint, retried)
             if known is not None:
                 return known
@@ -210,6 +211,12 @@ async def check_files(tx: Transaction, caller: Caller, spec: JobSpec) -> None:
             raise invalid(f"No such file: '{file_id}'", param, f"invalid_{param}")
         if file.purpose != "fine-tune":
             raise invalid(f"'{file_id}' has the purpose '{file.purpose}'; upload it with purpose 'fine-tune'.", param, f"invalid_{param}")
+
+
+def check_resources(spec: JobSpec) -> None:
+    """Raises INVALID for resources that no run can be had with."""
+    if why := spec.tunesmith.resources.refusal:
+        raise invalid(why, "tunesmith.resources")
 
 
 def _new_job(caller: Caller, spec: JobSpec, base_model: BaseModelRef) -> Job:

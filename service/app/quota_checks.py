@@ -33,16 +33,22 @@ class QuotaChecks:
         """What holds for the project: its own quotas, else the service's."""
         return project.quotas.over(self.admission.defaults)
 
-    async def check_new_job(self, tx: Transaction, project: Project, spec: JobSpec) -> None:
-        """Raises QUOTA_EXCEEDED when the project has no room for one more job in the queue, or no GPU-hours left for this one.
+    def with_priority(self, project: Project, spec: JobSpec) -> JobSpec:
+        """The spec; one that names no priority has the project's highest where that is below the usual one.
 
-        A priority above the project's is a wrong request: waiting does not help.
+        Raises INVALID for a priority above the project's highest: waiting does not help.
         """
+        highest, ours = self.quotas(project).limit("priority"), spec.tunesmith
+        if highest is None or ours.priority <= highest:
+            return spec
+        if "priority" not in ours.model_fields_set:
+            return spec.model_copy(update={"tunesmith": ours.model_copy(update={"priority": int(highest)})})
+        told = f"priority is {ours.priority}, and jobs of this project may have {highest:.0f} at the most"
+        raise invalid(f"{told} (its quota 'priority').", "tunesmith.priority")
+
+    async def check_new_job(self, tx: Transaction, project: Project, spec: JobSpec) -> None:
+        """Raises QUOTA_EXCEEDED when the project has no room for one more job in the queue, or no GPU-hours left for this one."""
         quotas = self.quotas(project)
-        highest = quotas.limit("priority")
-        if highest is not None and spec.tunesmith.priority > highest:
-            told = f"priority is {spec.tunesmith.priority}, and jobs of this project may have {highest:.0f} at the most"
-            raise invalid(f"{told} (its quota 'priority').", "tunesmith.priority")
         limit = quotas.limit("queued_jobs")
         if limit is not None and (waiting := await tx.count_jobs(project.id, WAITING)) >= limit:
             raise exceeded("queued_jobs", f"{waiting} of {limit:.0f} jobs wait already. Ask again when one has started.")

@@ -74,7 +74,7 @@ def create(
     max_length: Annotated[int | None, Option(help="Longest row in tokens.")] = None,
     rank: Annotated[int | None, Option("--rank", "-r", help="Rank of the adapter.")] = None,
     alpha: Annotated[int | None, Option(help="Scale of the adapter.")] = None,
-    workers: Annotated[int | None, Option(help="Data-parallel workers.")] = None,
+    workers: Annotated[int | None, Option(help="Workers of the run.")] = None,
     gpus_per_worker: Annotated[int | None, Option(help="GPUs of each worker; 0 trains on the processor.")] = None,
     priority: Annotated[int | None, Option(help="Higher is run first.")] = None,
     setting: Setting = None,

@@ -70,6 +70,18 @@ def test_a_job_whose_rows_can_not_be_shared_fails_in_its_check(http: httpx.Clien
     assert "attention heads can't be divided" in failed["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("resources", "why"), [({"workers": 3}, "does not divide its 3 workers"), ({"workers": 4, "min_workers": 2}, "beside min_workers")]
+)
+def test_workers_that_second_copies_cannot_be_divided_over_are_refused(http: httpx.Client, resources: dict[str, Any], why: str) -> None:
+    second = {"engine": "zero3", "deepspeed": {"zero_optimization": {"zero_hpz_partition_size": 2}}}
+    body = {"model": "tiny", "training_file": upload(http, ROWS), "tunesmith": {"resources": resources | second}}
+    for path in ("/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/estimate"):
+        answer = http.post(path, json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tunesmith.resources"), answer.text
+        assert why in answer.json()["error"]["message"]
+
+
 def test_an_estimate_has_every_number_and_creates_nothing(gateway: Gateway, http: httpx.Client) -> None:
     file_id = upload(http, ROWS)
     jobs = http.get("/v1/fine_tuning/jobs").json()["data"]

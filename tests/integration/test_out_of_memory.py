@@ -13,8 +13,6 @@ from tests.fake_run import FakeRun, in_phase
 from tests.followers import gateway_of_many_runs, launched
 from tests.gateway import Gateway
 
-KILLED = "Unexpected error occurred: 1 worker(s) were killed due to the node running low on memory."
-
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
@@ -75,12 +73,11 @@ def test_a_job_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(gat
 def test_halving_ends_with_single_rows_and_uses_up_no_retries(gateway: Gateway) -> None:
     """More often than any budget of retries allows, and whatever the runs say of their micro-batch, which can only fall."""
     run, given = launched(gateway), list[int | None]()
-    share = run.spec.share
+    share = run.spec.rows_per_replica
     assert share > 4, "more runs than TUNESMITH_QUARANTINE_AFTER allows"
     while True:
         given.append(run.spec.micro_batch)
-        if len(given) == 2:
-            started(run, 10 * share)  # as one would that does not do what it is told
+        started(run, 10 * share)  # as one would that does not do what it is told
         starve(run)
         if run.spec.micro_batch == 1:
             break
@@ -113,18 +110,15 @@ def test_a_run_that_tried_single_rows_is_not_tried_again(gateway: Gateway) -> No
     assert seen(run)["tunesmith"]["epoch"] == 1
 
 
-def test_a_run_that_ray_killed_for_its_memory_goes_on_in_halves(gateway: Gateway) -> None:
-    """It said nothing itself: the scheduler finds it dead, with Ray's words."""
+@pytest.mark.parametrize("at", ["loading", "proving"])
+def test_memory_that_rows_have_no_part_in_is_not_tried_again(gateway: Gateway, at: str) -> None:
     run = launched(gateway)
-    started(run, 4)
-    gateway.runtime.ends(run.spec.run_id, RunState.FAILED, KILLED)
-    run = following(run)
-    assert run.spec.micro_batch == 2
-    first = seen(run)["tunesmith"]["attempts"][0]
-    assert (first["outcome"], first["code"], first["cause"]) == ("lost", "out_of_memory", "resource")
-    assert "Lower max_length" in first["hint"]
-    started(run, 2)
-    run.finish()
+    if at == "proving":
+        started(run, 4)
+        run.steps(1, run.spec.resolved.steps)
+    starve(run)
+    run.until_is("failed")
+    assert seen(run)["tunesmith"]["epoch"] == 1
 
 
 def test_a_job_that_is_paused_while_memory_runs_out_takes_less_once_it_is_resumed(gateway: Gateway) -> None:

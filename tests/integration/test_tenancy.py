@@ -261,10 +261,12 @@ def test_a_projects_jobs_have_at_the_most_the_priority_that_it_is_given(gateway:
     value, jobs = key(http, project(http, priority=-5))["value"], "/v1/fine_tuning/jobs"
     body = {"model": "tiny", "training_file": upload(gateway, value).json()["id"]}
     with gateway.http(value) as client:
-        answer = client.post(jobs, json=body)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tunesmith.priority")
-        assert "may have -5 at the most" in answer.json()["error"]["message"]
-        assert client.post(jobs, json=body | {"tunesmith": {"priority": -5}}).json()["tunesmith"]["priority"] == -5
+        for path in (jobs, f"{jobs}/estimate"):
+            answer = client.post(path, json=body | {"tunesmith": {"priority": 0}})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tunesmith.priority")
+            assert "may have -5 at the most" in answer.json()["error"]["message"]
+        given = [client.post(jobs, json=body | more).json()["tunesmith"]["priority"] for more in ({}, {"tunesmith": {"priority": -7}})]
+        assert given == [-5, -7], "a plain request has the highest that it may"
 
 
 def refused(answer: httpx.Response, quota: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from service.conclude import Budget, after_failure, given_up, micro_batch_limit, requeued_job, stalls
-from service.jobs import Job, JobSpec, JobStatus, MethodSpec
+from service.jobs import Departure, Job, JobSpec, JobStatus, MethodSpec
 from service.store.runs import Run
-from trainers.spec import BaseModelRef, Resolved
+from trainers.spec import BaseModelRef, LimitSpec, Resolved, TunesmithSpec
 
 BASE = BaseModelRef(id="m", revision="1", prefix="base/m/1", licence="mit")
 BUDGET = Budget(max_retries=3, quarantine_after=3, max_preemptions=1)
@@ -100,6 +100,20 @@ def test_out_of_memory_the_job_goes_on_with_half_the_micro_batch_at_once() -> No
         "warn",
         "Out of memory after step 12: micro-batch halved from 8 to 4, the global batch stays 32. The job will go on from step 8.",
     )
+
+
+def test_out_of_memory_while_it_leaves_for_a_limit_the_job_has_used_it_up() -> None:
+    limited = replace(job(), spec=job().spec.model_copy(update={"tunesmith": TunesmithSpec(limits=LimitSpec(deadline=60))}))
+    failed, _ = after_failure(limited, replace(starved(8, last=12), leaving=Departure.DEADLINE), 8, 100.0)
+    assert failed.error is not None
+    assert (failed.status, failed.error.code, failed.error.last_good_step) == (JobStatus.FAILED, "deadline_exceeded", 8)
+
+
+@pytest.mark.parametrize("at", [starved(8, resumed=None), starved(8, resumed=4, last=40)], ids=["loading", "proving"])
+def test_out_of_memory_where_rows_have_no_part_in_it_the_job_has_failed(at: Run) -> None:
+    failed, _ = after_failure(job(), at, 0, 100.0)
+    assert failed.error is not None
+    assert (failed.status, failed.error.code) == (JobStatus.FAILED, "out_of_memory")
 
 
 def test_out_of_memory_with_single_rows_the_job_has_failed() -> None:

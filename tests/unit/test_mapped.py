@@ -137,7 +137,7 @@ def test_a_directory_that_will_not_do_is_told_why(disk: Path) -> None:
     with pytest.raises(TrainingFailed, match="TUNESMITH_NVME_DIR is not set"):
         state_directory(None)
     (disk / "file").touch()
-    with pytest.raises(TrainingFailed, match="can't be made a directory"):
+    with pytest.raises(TrainingFailed, match="can't be used for optimizer state"):
         state_directory(disk / "file")
     if os.getuid() == 0:
         (disk / "others").mkdir()

@@ -228,6 +228,9 @@ def test_the_engine_follows_from_what_a_worker_holds(sizes: Sizes, spec: Tunesmi
         (2, {"num_attention_heads": 8, "sliding_window": 600, "attention_chunk_size": None}, ""),
         (2, {"num_attention_heads": 8, "layer_types": ["full_attention", "linear_attention"]}, "layers of the kind linear_attention"),
         (2, {"num_attention_heads": 8, "layer_types": ["full_attention"]}, ""),
+        (2, {"num_attention_heads": 8, "rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "rotary embedding (longrope)"),
+        (2, {"num_attention_heads": 8, "rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}, "rotary embedding (dynamic)"),
+        (2, {"num_attention_heads": 8, "rope_scaling": {"rope_type": "llama3"}, "rope_theta": 5e5}, ""),
     ],
 )
 def test_which_base_models_workers_can_share_rows_of(size: int, config: dict[str, Any], why: str) -> None:

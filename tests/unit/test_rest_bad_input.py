@@ -147,8 +147,6 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (deepspeed({"zero_quantized_weights": True}, "zero3"), "tunesmith.resources", "needs GPUs"),
     (deepspeed({"zero_quantized_nontrainable_weights": True}, "zero3"), "tunesmith.resources", "needs GPUs"),
     (deepspeed({"zero_hpz_partition_size": 2}, "zero2"), "tunesmith.resources", "a setting of zero3"),
-    (deepspeed({"zero_hpz_partition_size": 2}, "zero3"), "tunesmith.resources", "does not divide its 1 workers"),
-    (deepspeed({"zero_hpz_partition_size": 2}, "zero3", workers=4, min_workers=2), "tunesmith.resources", "beside min_workers"),
     (deepspeed({"offload_param": {"device": "cpu"}} | INT8, "zero3"), ZERO, "beside offload_param"),
     (WHOLE_AS_INT8, "tunesmith", "leaves no weight untrained"),
     (deepspeed({}, "torch"), "tunesmith.resources", "which takes none"),
