@@ -154,7 +154,7 @@ class Driver:
                 continue
             outcome = self._lost_outcome(run, seen, time.monotonic() - since)
             if outcome is not None:
-                return await self._end(job, run, outcome)
+                return await self._lost(job, run, outcome)
             await self._glance()
 
     async def _pause(self, job: Job) -> None:
@@ -275,12 +275,7 @@ class Driver:
         outcome = run.outcome or {}
         if outcome["kind"] == "finished":
             await self._succeed(job, run, outcome)
-        else:
-            await self._end(job, run, outcome)
-
-    async def _end(self, job: Job, run: Run, outcome: dict[str, Any]) -> None:
-        """The run is over without a result."""
-        if outcome["cause"] == "infrastructure":
+        elif outcome["cause"] == "infrastructure":
             await self._lost(job, run, outcome)
         else:
             await self._failed(job, run, outcome)

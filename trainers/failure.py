@@ -121,13 +121,8 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine had no memory left."""
-    by_name = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and says_no_memory(str(error))
-    return isinstance(error, MemoryError) or by_name or (isinstance(error, RuntimeError) and says_no_memory(str(error)))
-
-
-def says_no_memory(words: str) -> bool:
-    """Whether an error's words say that there was no memory left."""
-    return bool(_NO_MEMORY.search(words))
+    by_name = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError) or by_name or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def _out_of_memory(error: BaseException) -> TrainingFailed:

@@ -38,8 +38,8 @@ PACKED_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 """Linear modules of a decoder that `decoder` runs over packed tokens."""
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of a model whose logits are more than a product with the head: they exist in full then."""
-FULL_ATTENTION, WINDOWED_ATTENTION = {"full_attention"}, {"sliding_attention", "chunked_attention"}
-"""Kinds of layers as config.json names them."""
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers, as config.json names them, in which attention alone looks at several tokens."""
 LENGTHS_ROTATION = {"dynamic", "longrope", "su"}
 """Rotary embeddings whose frequencies are chosen by the longest position that is seen."""
 GATHERED_NUMBERS, BUCKET_NUMBERS = 1_000_000_000, 500_000_000
@@ -420,7 +420,7 @@ def unshareable(config: Mapping[str, Any], spec: TunesmithSpec, longest: int) ->
     asked = f"sequence_parallel is {size}, and the base model"
     if heads % size:
         return f"{asked}'s {heads} attention heads can't be divided by that"
-    if kinds := set(config.get("layer_types") or ()) - FULL_ATTENTION - WINDOWED_ATTENTION:
+    if kinds := set(config.get("layer_types") or ()) - ATTENTION_LAYERS:
         return f"{asked} has layers of the kind {min(kinds)}, which need whole rows"
     if rotations := _rotations(config) & LENGTHS_ROTATION:
         return f"{asked}'s rotary embedding ({min(rotations)}) depends on the length of the whole row"
